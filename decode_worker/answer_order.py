@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stream2llm.api.tenant import MAX_PRIORITY, TenantShare
+from stream2llm.serving.sessions.answer_use import AnswerCount, AnswerUses
 from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
@@ -43,27 +44,13 @@ class AnswerTag:
         return (level << _TIME_BITS) + self.time // TOKEN + 1
 
 
-@dataclass(slots=True)
-class AnswerUse:
-    """Usage of a decode worker by the answers of one tenant, or of all that are not configured."""
-
-    num_waiting: int = 0
-    num_running: int = 0
-    # Context and answer of those that run.
-    held_tokens: int = 0
-    # By all steps since the worker started.
-    decoded_tokens: int = 0
-
-
 class AnswerOrder:
     """Gives out tags; bounded as the ledger is."""
 
     def __init__(self, tenants: TenantsOptions = ALL_ALIKE) -> None:
         self._ledger = TenantLedger()
         self._num_answers = Counter[str]()
-        self._tenants = tenants
-        # By `TenantsOptions.label`.
-        self.uses = {label: AnswerUse() for label in tenants.labels}
+        self.uses = AnswerUses(tenants)
 
     @contextmanager
     def turn(
@@ -71,11 +58,11 @@ class AnswerOrder:
     ) -> Iterator[AnswerTurn]:
         """One answer, from its submission to its end, however it ends."""
         tag = self.submitted(tenant, num_prompt_tokens + num_more_tokens)
-        turn = AnswerTurn(self, tag, num_prompt_tokens, self.uses[self._tenants.label(tenant.name)])
+        count = self.uses.count(tenant.name, num_prompt_tokens)
         try:
-            yield turn
+            yield AnswerTurn(self, tag, count)
         finally:
-            self.ended(tag, turn.leave())
+            self.ended(tag, count.leave())
 
     def submitted(self, tenant: TenantShare, num_tokens: int) -> AnswerTag:
         """An answer asks for room for so many tokens."""
@@ -101,15 +88,10 @@ class AnswerOrder:
 class AnswerTurn:
     """One answer's part in the order."""
 
-    def __init__(
-        self, order: AnswerOrder, tag: AnswerTag, num_prompt_tokens: int, use: AnswerUse
-    ) -> None:
+    def __init__(self, order: AnswerOrder, tag: AnswerTag, count: AnswerCount) -> None:
         self._order = order
         self._tag = tag
-        self._use = use
-        self._num_tokens = num_prompt_tokens
-        self._is_running = False
-        use.num_waiting += 1
+        self._count = count
 
     @property
     def rank(self) -> int:
@@ -118,22 +100,6 @@ class AnswerTurn:
 
     def stepped(self, num_tokens: int) -> None:
         """A step has brought tokens; with the first one the answer has been taken up."""
-        use = self._use
-        if not self._is_running:
-            self._is_running = True
+        if not self._count.is_running:
             self._order.began(self._tag)
-            use.num_waiting -= 1
-            use.num_running += 1
-            use.held_tokens += self._num_tokens
-        self._num_tokens += num_tokens
-        use.held_tokens += num_tokens
-        use.decoded_tokens += num_tokens
-
-    def leave(self) -> int:
-        """The answer has ended; returns the tokens of its context and of what it has."""
-        if self._is_running:
-            self._use.num_running -= 1
-            self._use.held_tokens -= self._num_tokens
-        else:
-            self._use.num_waiting -= 1
-        return self._num_tokens
+        self._count.stepped(num_tokens)

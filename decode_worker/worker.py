@@ -8,7 +8,6 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from decode_worker import peers
-from decode_worker.answer_metrics import AnswerMetrics
 from decode_worker.answer_order import AnswerOrder
 from decode_worker.engine import start_decode_engine
 from decode_worker.fetch_metrics import FetchMetrics
@@ -16,6 +15,7 @@ from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines
 from decode_worker.service import DecodeService
 from stream2llm.api.v1 import worker_pb2_grpc
+from stream2llm.engine.answer_metrics import AnswerMetrics
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
@@ -44,7 +44,7 @@ class Worker(EngineWorker):
         """Adds `DecodeService` and `HandoverService`."""
         fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
         order = AnswerOrder(self.spec.security.tenants)
-        self._show(AnswerMetrics(order))
+        self._show(AnswerMetrics(order.uses))
         service = DecodeService(self, self._metrics, fetches, self._known, order)
         worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, multiplexed)
         worker_pb2_grpc.add_HandoverServiceServicer_to_server(service, server)

@@ -85,6 +85,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "handover-cluster": Experiment(
         "handover_cluster", "KV prefetch on a loaded cluster over several networks, simulated", 2
     ),
+    "mixed-pair": Experiment(
+        "mixed_pair", "two mixed workers against a prefill and a decode worker, simulated", 4
+    ),
     "eviction": Experiment(
         "eviction", "tokens computed again: tail eviction against whole requests", 15
     ),

@@ -45,12 +45,15 @@ def lab_cluster(
     engine: Mapping[str, Any] = MappingProxyType({}),
     prefill: Mapping[str, Any] = MappingProxyType({}),
     decode: Mapping[str, Any] = MappingProxyType({}),
+    mixed: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> ClusterConfig:
-    """Returns its configuration, by default of one worker of each role.
+    """Returns its configuration, by default of one prefill and one decode worker.
 
-    `source` names the experiment in errors. `engine` adds engine arguments of both roles,
-    `prefill` and `decode` add options to these sections; `sections` are others. Raises InvalidRequestError for what the configuration does not allow.
+    `source` names the experiment in errors. `engine` adds engine arguments of all roles,
+    `prefill` and `decode` add options to these sections; with `mixed` there is that section instead
+    of both; `sections` are others. Raises InvalidRequestError for what the configuration does not
+    allow.
     """
     arguments = {
         "dtype": "bfloat16",
@@ -66,10 +69,12 @@ def lab_cluster(
         "model": str(ensure_random_llama(preset)),
         "router": {"port": 0},
         "controller": {"http_port": 0},
-        "prefill": {**worker, **prefill},
-        "decode": {**worker, **decode},
         **sections,
     }
+    if mixed is None:
+        raw |= {"prefill": {**worker, **prefill}, "decode": {**worker, **decode}}
+    else:
+        raw["mixed"] = {**worker, **mixed}
     return parse_config(raw, source=source)
 
 

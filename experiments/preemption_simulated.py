@@ -94,7 +94,7 @@ def play_by_steps(worker: PrefillWorker, asked: Sequence[Task]) -> Tally:
         if result is not None:
             now_s += result.seconds
             worker.end_step(result)
-            for name in result.answered:
+            for name in result.sampled:
                 worker.release(name)
                 ttfts_s.append(now_s - sealed_s[name])
     return Tally(worker.counters, ttfts_s)

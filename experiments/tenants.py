@@ -84,10 +84,10 @@ class ClosedLoop:
                 self._now_s = min(at_s for at_s, _ in self._due)
                 continue
             self._now_s += result.seconds
-            for name in result.answered:
+            for name in result.sampled:
                 self._answered(name)
             self._worker.end_step(result)
-            for name in result.answered:
+            for name in result.sampled:
                 self._worker.release(name)
             for name in result.computed:
                 self._replace(name)

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
@@ -35,6 +36,7 @@ from stream2llm.serving.mux.served_call import MessageWriter, ServedCall
 from stream2llm.serving.observability.log_context import LogContext, bind
 from stream2llm.serving.observability.tracing import NO_TRACE, recording
 from stream2llm.serving.rpc.stream_writer import failures_as_status
+from stream2llm.serving.sessions.answer_use import AnswerCount, AnswerUses
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id
 
@@ -44,8 +46,10 @@ _log = logging.getLogger(__name__)
 class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     """Serves the sessions of one engine."""
 
-    def __init__(self, worker: EngineWorker) -> None:
+    def __init__(self, worker: EngineWorker, uses: AnswerUses) -> None:
+        """`uses` counts the answers that go on here."""
         self._worker = worker
+        self._uses = uses
 
     async def PrefillSession(
         self,
@@ -92,7 +96,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             ttft_slo_ms=opening.open.ttft_slo_ms,
         )
         order = await self._ordered(request_id, sampling)
-        run = _SessionRun(session, writer, notes, order)
+        run = _SessionRun(session, writer, notes, partial(self._uses.count, tenant.name), order)
         is_read = False
         try:
             await run.until_sampled(requests)
@@ -125,9 +129,13 @@ class _SessionRun:
         session: PrefillSession,
         writer: MessageWriter,
         notes: PrefillNotes,
+        count_answer: Callable[[int], AnswerCount],
         order: GrammarOrder | None = None,
     ) -> None:
         self._notes = notes
+        self._count_answer = count_answer
+        # None before its first token, and of an answer that does not go on here.
+        self._answer: AnswerCount | None = None
         # Compiles the structured output, if there is one.
         self._order = order
         self._session = session
@@ -185,6 +193,13 @@ class _SessionRun:
             await self._send_progress(PrefillProgress(splice.revision))
 
     async def _write(self) -> None:
+        try:
+            await self._write_outputs()
+        finally:
+            if self._answer is not None:
+                self._answer.leave()
+
+    async def _write_outputs(self) -> None:
         await self._begun.wait()
         assert self._session.outputs is not None
         async for output in prefill_outputs(self._session.outputs):
@@ -194,6 +209,8 @@ class _SessionRun:
                 continue
             if output.sampled is not None and self._has_first_token:
                 step = codec.fields(token_step(output.sampled, self._num_logprobs))
+                if self._answer is not None:
+                    self._answer.stepped(len(output.sampled.token_ids))
                 await self._writer.write(worker_pb2.PrefillSessionResponse(step=step))
                 continue
             self._notes.reported(output.progress)
@@ -216,6 +233,8 @@ class _SessionRun:
             progress=codec.fields(_progress(output.progress)),
             uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
         )
+        if output.handover is None and output.sampled.finish_reason is None:
+            self._answer = self._count_answer(output.progress["known_tokens"] + 1)
         if output.handover is not None:
             self.has_handed_over = True
             first.handover.CopyFrom(_handover(output.handover))

@@ -12,10 +12,12 @@ from prefill_worker.engine import start_prefill_engine
 from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.service import PrefillService
 from stream2llm.api.v1 import worker_pb2_grpc
+from stream2llm.engine.answer_metrics import AnswerMetrics
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.serving.mux.service import MultiplexService
+from stream2llm.serving.sessions.answer_use import AnswerUses
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
@@ -41,7 +43,11 @@ class Worker(EngineWorker):
 
     def add_services(self, server: grpc.aio.Server, multiplexed: MultiplexService) -> None:
         """Adds `PrefillService`."""
-        worker_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(self), multiplexed)
+        uses = AnswerUses(self.spec.security.tenants)
+        if self.spec.role == "mixed":
+            self._show(AnswerMetrics(uses))
+        service = PrefillService(self, uses)
+        worker_pb2_grpc.add_PrefillServiceServicer_to_server(service, multiplexed)
 
     @property
     def policy(self) -> str:

@@ -64,14 +64,18 @@ class PlacedAnswer:
 
 @asynccontextmanager
 async def placed(
-    live: LiveSession, handover: HandoverMode, beside: PlacedAnswer | None = None
+    live: LiveSession,
+    handover: HandoverMode,
+    num_prompt_tokens: int,
+    beside: PlacedAnswer | None = None,
 ) -> AsyncIterator[PlacedAnswer]:
     """Opens a place at a prefill worker; all places are left at the end.
 
-    `beside` is an answer at whose workers this one begins, if they can be used.
+    `num_prompt_tokens` are known of the prompt. `beside` is an answer at whose workers this one
+    begins, if they can be used.
     """
     prefill = PlacedPrefill(live)
-    await prefill.open(beside.prefill.worker if beside else None)
+    await prefill.open(num_prompt_tokens, beside.prefill.worker if beside else None)
     prefetch = KvPrefetch(live, handover)
     prefill.on_lost = prefetch.prefill_lost
     try:
@@ -102,8 +106,12 @@ async def _run_further(first: PlacedAnswer, index: int) -> None:
     live = FurtherAnswer(first.live, index)
     end, outcome = Event.FAIL, "failed"
     try:
-        async with placed(live, "at_seal", first) as answer, asyncio.TaskGroup() as group:
-            group.create_task(answer.seal(first.output.prompt))
+        prompt = first.output.prompt
+        async with (
+            placed(live, "at_seal", len(prompt), first) as answer,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(answer.seal(prompt))
             await answer.run()
         end, outcome = Event.FINISH, "ok"
     except asyncio.CancelledError:

@@ -18,11 +18,12 @@ async def run_at_mixed_worker(
     live: LiveSession, prefill: PlacedPrefill, delivery: AnswerDelivery, worker: Worker
 ) -> Finished:
     """Relays the steps until the answer has ended; AnswerLostError when its worker is lost."""
-    while True:
-        leave_draining(live, delivery.sealed, worker)
-        step = await prefill.receive_step()
-        worker.took(delivery.note_step(is_after_handover=False), len(step.token_ids))
-        live.apply(Event.STEP)
-        ending = await delivery.take(step)
-        if ending is not None:
-            return ending
+    with worker.answering():
+        while True:
+            leave_draining(live, delivery.sealed, worker)
+            step = await prefill.receive_step()
+            worker.took(delivery.note_step(is_after_handover=False), len(step.token_ids))
+            live.apply(Event.STEP)
+            ending = await delivery.take(step)
+            if ending is not None:
+                return ending

@@ -54,8 +54,10 @@ class PlacedPrefill:
         """The worker that has the session, or had it last."""
         return self._call.worker
 
-    async def open(self, rather: Worker | None = None) -> None:
+    async def open(self, num_prompt_tokens: int, rather: Worker | None = None) -> None:
         """Begins as soon as a worker can be used, at `rather` if possible; tries another if one is away.
+
+        So many tokens of the prompt are known.
 
         Raises UnavailableError when none comes within `recovery.max_wait_s`, and at once where
         sessions are not placed again.
@@ -65,7 +67,9 @@ class PlacedPrefill:
         by_s = live.parts.clock.monotonic_s() + wait_s
         while True:
             left_s = by_s - live.parts.clock.monotonic_s()
-            worker = await self._workers.usable("prefill", left_s, first=rather)
+            worker = await self._workers.usable(
+                "prefill", left_s, first=rather, num_prompt_tokens=num_prompt_tokens
+            )
             if worker is None:
                 raise failure or self._workers.none_of("prefill")
             try:
@@ -186,7 +190,8 @@ class PlacedPrefill:
         """Returns when the session has left, or when that worker's time is over."""
         by_s = worker.drain_by_s or 0.0
         left_s = by_s - self._live.parts.clock.monotonic_s()
-        other = await self._workers.usable("prefill", left_s, {*self._live.refused_by, worker})
+        but, num_tokens = {*self._live.refused_by, worker}, len(self._present.sequence)
+        other = await self._workers.usable("prefill", left_s, but, num_prompt_tokens=num_tokens)
         async with self._lock:
             is_there = self._given_up is None and self._call.worker is worker
             if other is not None and is_there and self._wants_to_leave(worker):
@@ -275,8 +280,9 @@ class PlacedPrefill:
         """Returns a worker of the role, the present one if possible; None if none comes in time."""
         live, left_s = self._live, by_s - self._live.parts.clock.monotonic_s()
         rather_not = live.recovery.rather_not
+        num_tokens = len(self._present.sequence)
         return await self._workers.usable(
-            role, left_s, live.refused_by, self._call.worker, rather_not
+            role, left_s, live.refused_by, self._call.worker, rather_not, num_tokens
         )
 
     def _give_up(self, failure: Failure, verdict: GiveUp) -> Stream2LLMError:

@@ -124,8 +124,10 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     # A template may be as long as the context; from here on the frame has its tokens.
     opened = replace(opened, template=PlainTemplate())
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
-    forecast_ms = _admit(live, len(frame.prefix) + len(frame.suffix))
-    async with placed(live, opened.handover or live.parts.spec.handover) as answer:
+    num_tokens = len(frame.prefix) + len(frame.suffix)
+    forecast_ms = _admit(live, num_tokens)
+    handover = opened.handover or live.parts.spec.handover
+    async with placed(live, handover, num_tokens) as answer:
         session_input = SessionInput(live, answer, frame, log, opened)
         await live.outbox.put(_accepted(live, forecast_ms))
         async with asyncio.TaskGroup() as group:
@@ -197,7 +199,7 @@ def check_model(parts: RouterParts, model: str) -> None:
 def _admit(live: LiveSession, num_tokens: int) -> int | None:
     """The forecast to warn of; raises OverloadedError. The session itself brings `num_tokens`."""
     parts, slo_ms = live.parts, live.ttft_slo_ms
-    worker = parts.workers.pick("prefill")
+    worker = parts.workers.pick("prefill", num_prompt_tokens=num_tokens)
     if worker is None or not slo_ms or parts.spec.admission == "always":
         return None
     now_s = parts.clock.monotonic_s()

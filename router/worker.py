@@ -73,6 +73,8 @@ class Worker:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
+        # Of these, the ones whose answers go on here: a mixed worker's.
+        self.num_answering = 0
         # Work that is queued; not of decode workers.
         self.queue = WorkQueue()
         # Seconds that a token of an answer takes; None: not known.
@@ -107,6 +109,15 @@ class Worker:
     def decode(self) -> Any:
         return self.link.decode
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """One of its sessions goes on with its answer here."""
+        self.num_answering += 1
+        try:
+            yield
+        finally:
+            self.num_answering -= 1
+
     def acquire(self) -> Lease:
         """Adds one session, which has to take its stub before anything else happens."""
         return Lease(self)
@@ -119,7 +130,13 @@ class Worker:
 
     def view(self) -> WorkerView:
         """Returns the properties that placement considers."""
-        return WorkerView(self.worker_id, self.address.role, not self.is_suspect, self.num_sessions)
+        return WorkerView(
+            self.worker_id,
+            self.address.role,
+            not self.is_suspect,
+            self.num_sessions,
+            self.num_answering,
+        )
 
     def stop_probe(self) -> None:
         """Stops checking whether the worker answers."""

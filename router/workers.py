@@ -96,16 +96,22 @@ class WorkerPool:
         return can_answer(worker.address.role for worker in self._workers.values())
 
     def pick(
-        self, role: Role, but: Collection[Worker] = (), rather_not: Collection[object] = ()
+        self,
+        role: Role,
+        but: Collection[Worker] = (),
+        rather_not: Collection[object] = (),
+        num_prompt_tokens: int = 0,
     ) -> Worker | None:
         """Returns a worker for a session, none of `but`; None if none is usable.
 
-        It is one of `rather_not` only if no other one is usable.
+        It is one of `rather_not` only if no other one is usable. `num_prompt_tokens` are known of
+        the session's prompt.
         """
         self._renew_links()
         left = [worker for worker in self._workers.values() if worker not in but]
-        best = pick((worker.view() for worker in left if worker not in rather_not), role)
-        worker_id = best or pick((worker.view() for worker in left), role)
+        rather = (worker.view() for worker in left if worker not in rather_not)
+        best = pick(rather, role, num_prompt_tokens)
+        worker_id = best or pick((worker.view() for worker in left), role, num_prompt_tokens)
         return None if worker_id is None else self._workers[worker_id]
 
     async def usable(
@@ -115,10 +121,11 @@ class WorkerPool:
         but: Collection[Worker] = (),
         first: Worker | None = None,
         rather_not: Collection[object] = (),
+        num_prompt_tokens: int = 0,
     ) -> Worker | None:
         """Returns a worker for a session, waiting for one if necessary; None if none comes in time.
 
-        `first` is chosen if it has the role and can be used. `but` and `rather_not`: as for `pick`.
+        `first` is chosen if it has the role and can be used. The others: as for `pick`.
         """
         avoided = (*but, *rather_not)
         is_first = (
@@ -128,11 +135,11 @@ class WorkerPool:
             return first
         try:
             async with asyncio.timeout(max(within_s, 0)):
-                while (worker := self.pick(role, but, rather_not)) is None:
+                while (worker := self.pick(role, but, rather_not, num_prompt_tokens)) is None:
                     await self._came.wait()
                 return worker
         except TimeoutError:
-            return self.pick(role, but, rather_not)
+            return self.pick(role, but, rather_not, num_prompt_tokens)
 
     def none_of(self, role: Role) -> UnavailableError:
         """Returns the error for a session for which there is no worker of the role."""

@@ -4,7 +4,7 @@ scaling    the paper's regime on a smaller engine       cells     what is run, i
 systems    what a driver asks of a system               schedule  traces of turns, KV memory
 drive      plays a trace in real time                   machine   what others compute meanwhile
 engines    one host process that owns an engine: messages, host, stock, ours, link
-answering  how each baseline uses an engine             cluster   ours as a whole
+answering  how each baseline uses an engine             cluster   ours as a whole: cluster_link, _host
 starting   starts engines and the cluster, ends them    progress  what is done, and the time left
 verdicts   better, equal or worse                       runner    all of it
 command    its command line

@@ -4,6 +4,10 @@ non-streaming  nothing before the seal, then one request
 warmed         at each change the whole prompt so far with one token to answer, so that the
                prefix cache has it; a newer one aborts it. Then the real request
 streaming      vLLM's streaming input: each change is a part; appends only
+disaggregated  either of the first two at an engine that prefills, which hands its KV over to one
+               that decodes; between them the plainest proxy, as vLLM's examples have it: the
+               request with one token to prefill, then, with what that said, to decode, whose
+               tokens are the answer
 ours           context events, then the seal
 """
 
@@ -12,7 +16,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 
-from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_of
+from experiments.baselines.cells import (
+    DISAGGREGATED,
+    DISAGGREGATED_WARMED,
+    NON_STREAMING,
+    STREAMED,
+    WARMED,
+    policy_of,
+)
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import Ask, Feed, Splice
 from experiments.baselines.systems import Asking
@@ -57,10 +68,13 @@ class NonStreaming(_Question):
         """Keeps it."""
         self._context = applied(self._context, change)
 
+    def sealed(self, last: TimedSplice) -> list[int]:
+        """The complete prompt; nothing is sent for its context any more."""
+        return applied(self._context, last)
+
     def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The one request."""
-        prompt = applied(self._context, last)
-        self._link.send(Ask(self._request_id, prompt, self._max_tokens))
+        self._link.send(Ask(self._request_id, self.sealed(last), self._max_tokens))
         return self.answer()
 
 
@@ -81,10 +95,10 @@ class Warmed(NonStreaming):
         self._warm_up = _unique(self._planned, "warm")
         self._link.send(Ask(self._warm_up, self._context, 1))
 
-    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+    def sealed(self, last: TimedSplice) -> list[int]:
         """What the warm-up has computed so far is in the cache."""
         self._end_warm_up()
-        return super().finish(last)
+        return super().sealed(last)
 
     async def cancel(self) -> None:
         """Aborts what is under way."""
@@ -120,6 +134,47 @@ class Streaming(_Question):
         return self.answer()
 
 
+_HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
+
+
+class Disaggregated:
+    """One question at a pair; `at_prefill` is what is sent there before the seal."""
+
+    def __init__(
+        self,
+        at_prefill: NonStreaming,
+        links: tuple[EngineLink, EngineLink],
+        planned: PlannedSession,
+        max_tokens: int,
+    ) -> None:
+        self._at_prefill = at_prefill
+        self._prefill, self._decode = links
+        self._max_tokens = max_tokens
+        self._requests = _unique(planned, "prefill"), _unique(planned, "decode")
+        for link, request in zip(links, self._requests, strict=True):
+            link.expect(request)
+
+    async def change(self, change: TimedSplice) -> None:
+        """Of the prefill engine alone."""
+        await self._at_prefill.change(change)
+
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+        """The proxy's two requests."""
+        prompt = self._at_prefill.sealed(last)
+        at_prefill, at_decode = self._requests
+        self._prefill.send(Ask(at_prefill, prompt, 1, _HAND_OVER))
+        transfer = await self._prefill.transfer(at_prefill)
+        self._decode.send(Ask(at_decode, prompt, self._max_tokens, transfer))
+        async for num_tokens in self._decode.answer(at_decode):
+            yield num_tokens
+
+    async def cancel(self) -> None:
+        """Aborts what is under way at either."""
+        await self._at_prefill.cancel()
+        for link, request in zip((self._prefill, self._decode), self._requests, strict=True):
+            link.end(request)
+
+
 class Ours(_Question):
     """Our engine: the last change comes with the seal, as a router sends on what a client sends at once."""
 
@@ -142,6 +197,12 @@ _STOCK: Mapping[str, Callable[[EngineLink, PlannedSession, int], Asking]] = {
     NON_STREAMING: NonStreaming,
     WARMED: Warmed,
     STREAMED: Streaming,
+}
+
+
+_BEFORE_HANDOVER: Mapping[str, Callable[[EngineLink, PlannedSession, int], NonStreaming]] = {
+    DISAGGREGATED: NonStreaming,
+    DISAGGREGATED_WARMED: Warmed,
 }
 
 
@@ -184,3 +245,16 @@ class EngineSystem:
             for name, value in (await link.command("counters")).items():
                 total[name] = total.get(name, 0.0) + value - before.get(name, 0.0)
         return total
+
+
+class PairSystem(EngineSystem):
+    """A `System` of two engines: one prefills, the other decodes."""
+
+    def __init__(self, name: str, prefill: EngineLink, decode: EngineLink, max_tokens: int) -> None:
+        super().__init__(name, [prefill, decode], max_tokens)
+        self._pair = prefill, decode
+
+    def asks(self, planned: PlannedSession) -> Asking:
+        """A question that crosses from the one to the other."""
+        before = _BEFORE_HANDOVER[self._name](self._pair[0], planned, 1)
+        return Disaggregated(before, self._pair, planned, self._max_tokens)

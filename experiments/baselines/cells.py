@@ -14,13 +14,19 @@ from stream2llm.workload.traces.format import Shape
 if TYPE_CHECKING:
     from stream2llm.models.catalogue import PresetName
 
-Comparison = Literal["engine", "whole"]
+Comparison = Literal["engine", "whole", "mixed"]
 LoadName = Literal["light", "heavy", "bursts", "pressure"]
 
 # The usual way, the best one can do without us, vLLM's own streaming.
 NON_STREAMING, WARMED, STREAMED = "vllm non-streaming", "vllm warmed", "vllm streaming"
 OURS = "stream2llm"
-STOCK: Final = (NON_STREAMING, WARMED, STREAMED)
+# One engine that prefills and one that decodes, over vLLM's own NIXL connector; and with that cache warmed.
+DISAGGREGATED, DISAGGREGATED_WARMED = "vllm disaggregated", "vllm disaggregated warmed"
+REPLICATED: Final = (NON_STREAMING, WARMED, STREAMED)
+STOCK: Final = (*REPLICATED, DISAGGREGATED, DISAGGREGATED_WARMED)
+# Those that do nothing before the seal.
+AWAITED: Final = (NON_STREAMING, DISAGGREGATED)
+_MIXED = "mixed"
 DEFAULT_PREEMPTION: Final = PrefillOptions().preemption
 SHAPES: Final[tuple[Shape, ...]] = ("crawler", "anns")
 
@@ -74,6 +80,16 @@ def ours(policy: str, preemption: Mode = DEFAULT_PREEMPTION) -> str:
     return f"{OURS} {policy}" + (f" {preemption}" if preemption != DEFAULT_PREEMPTION else "")
 
 
+def mixed(policy: str) -> str:
+    """The name of our system under a policy, with mixed workers."""
+    return f"{ours(policy)} {_MIXED}"
+
+
+def is_mixed(system: str) -> bool:
+    """Whether such a name means mixed workers."""
+    return policy_of(system) is not None and system.split()[-1] == _MIXED
+
+
 def policy_of(system: str) -> str | None:
     """The policy that such a name means; None for a baseline."""
     owner, policy, *_ = system.split()
@@ -92,10 +108,20 @@ def reported_policy(policies: Sequence[str]) -> str:
 
 
 def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
-    """Returns the systems of a cell. vLLM's streaming input appends only; under pressure each mode of preemption."""
+    """Returns the systems of a cell.
+
+    vLLM's streaming input appends only. Engines under pressure have each mode of preemption. A
+    rate at which mixed workers use both cores is too much for one core that prefills.
+    """
     baselines = [NON_STREAMING, WARMED]
     if cell.shape == "crawler":
         baselines.append(STREAMED)
+    if cell.comparison == "mixed":
+        return (*baselines, mixed(reported_policy(policies)))
+    if cell.comparison == "whole":
+        pairs = (DISAGGREGATED, DISAGGREGATED_WARMED)
+        with_mixed = mixed(reported_policy(policies))
+        return (*baselines, *pairs, *map(ours, policies), with_mixed)
     modes = tuple(Mode) if (cell.comparison, cell.load) == ("engine", PRESSURE) else ()
     by_mode = [ours(reported_policy(policies), mode) for mode in modes]
     return tuple(dict.fromkeys((*baselines, *map(ours, policies), *by_mode)))
@@ -104,7 +130,10 @@ def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
 def cells_of(
     comparison: Comparison, shape: Shape, names: Sequence[LoadName] = LOAD_NAMES
 ) -> tuple[Cell, ...]:
-    """All loads of these names, engine against engine; heavy load alone for whole systems."""
+    """All loads of these names, engine against engine; heavy load alone for whole systems.
+
+    Of the rate at which prefill is busy on one core ("whole"), or on both ("mixed").
+    """
     loads = LOADS if comparison == "engine" else (HEAVY,)
     return tuple(Cell(comparison, shape, load) for load in loads if load.name in names)
 
@@ -139,7 +168,7 @@ FULL_SESSIONS, FULL_REPETITIONS = 134, 3
 QUICK_SESSIONS, QUICK_REPETITIONS = 40, 1
 # With so few sessions all would be open at once: retrieval takes a quarter of the time.
 QUICK_RETRIEVAL = 0.25
-COMPARISONS: tuple[Comparison, ...] = ("engine", "whole")
+COMPARISONS: tuple[Comparison, ...] = ("engine", "whole", "mixed")
 
 
 @dataclass(frozen=True, slots=True)

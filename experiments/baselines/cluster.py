@@ -1,64 +1,35 @@
-"""Our system as a whole: a local cluster with one prefill and one decode worker.
+"""Our system as a whole: a local cluster with one prefill and one decode worker, or two mixed ones.
 
 Driven through the public client, as any application would: gRPC, router, hand-over.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 import psutil
 
-from experiments.baselines.cells import ours, policy_of
-from experiments.baselines.engines.messages import HostSpec
-from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
+from experiments.baselines.cells import policy_of
+from experiments.baselines.cluster_link import ClusterLink
 from experiments.baselines.systems import Asking, SystemDiedError
-from experiments.lab_cluster import lab_cluster
 from experiments.token_sessions import TimedSplice
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
-from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig
-from stream2llm.models.catalogue import PresetName
 from stream2llm.serving.system.processes import owned_processes
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.run import find_urls
 from stream2llm.workload.replay.scrape import Scraper
 from stream2llm.workload.replay.session import send
 
-READY_TIMEOUT_S = 300.0
-
-
-def cluster_config(model: PresetName, spec: HostSpec, cores: tuple[int, int]) -> ClusterConfig:
-    """One prefill and one decode worker, each with a core, and an engine like that of `spec`."""
-    role = {"env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}}
-    return lab_cluster(
-        "experiments.baselines",
-        preset=model,
-        max_model_len=spec.max_model_len,
-        max_num_seqs=spec.max_num_seqs,
-        engine={
-            "block_size": spec.block_size,
-            "max_num_batched_tokens": spec.token_budget,
-            "num_gpu_blocks_override": spec.num_kv_blocks,
-        },
-        prefill={
-            **role,
-            "cpu_bind": str(cores[0]),
-            "offload_pool_gib": 1,
-            "open_token_budget": OPEN_TOKEN_BUDGET,
-        },
-        decode={**role, "cpu_bind": str(cores[1])},
-    )
-
 
 class ClusterSystem:
     """A `System` that is a running cluster. Policies are switched while it runs."""
 
-    def __init__(self, cluster: Cluster, client: AsyncClient, policy: str, max_tokens: int) -> None:
+    def __init__(
+        self, name: str, cluster: ClusterLink, client: AsyncClient, max_tokens: int
+    ) -> None:
+        self._name = name
         self._cluster = cluster
         self._client = client
-        self._policy = policy
         self._sampling = SamplingParameters(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         self._pids: frozenset[int] = frozenset()
         self._cpu_before_s = 0.0
@@ -67,7 +38,7 @@ class ClusterSystem:
     @property
     def name(self) -> str:
         """As in `cells`."""
-        return ours(self._policy)
+        return self._name
 
     def asks(self, planned: PlannedSession) -> Asking:
         """A session of the client."""
@@ -77,9 +48,7 @@ class ClusterSystem:
         """Switches the policy. Caches are left alone: the texts of a run are its own."""
         policy = policy_of(self.name)
         assert policy is not None
-        state = await asyncio.to_thread(self._cluster.set_policy, policy)
-        if state.errors:
-            raise SystemDiedError(f"the policy was not set: {'; '.join(state.errors)}")
+        await self._cluster.set_policy(policy)
         self._pids = self._processes()
         self._scraper = self._new_scraper()
         await self._scraper.scrape()

@@ -10,24 +10,30 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from cost_profiles.decision import Mode
-from experiments.baselines.answering import EngineSystem
+from experiments.baselines.answering import EngineSystem, PairSystem
 from experiments.baselines.cells import (
+    DISAGGREGATED,
+    DISAGGREGATED_WARMED,
     NON_STREAMING,
-    STOCK,
+    REPLICATED,
     Cell,
     Comparison,
     Options,
     Turn,
     cells_of,
+    is_mixed,
+    mixed,
     ours,
     phases,
     policy_of,
     preemption_of,
     reported_policy,
+    systems_of,
     turns,
 )
 from experiments.baselines.drive import run_trace
@@ -71,7 +77,7 @@ class Runner:
         for shape in self._options.shapes:
             if "engine" in self._options.comparisons:
                 await self._engines(shape)
-        if "whole" in self._options.comparisons and "heavy" in self._options.loads:
+        if {"whole", "mixed"} & {*self._options.comparisons} and "heavy" in self._options.loads:
             # Both cores are the systems'; the driver takes what it needs of either.
             os.sched_setaffinity(0, set(self._options.cores))
             await self._whole()
@@ -89,21 +95,50 @@ class Runner:
 
     def _engine_systems(self, links: Mapping[str, EngineLink]) -> dict[str, System]:
         by_mode = [ours(reported_policy(self._options.policies), each) for each in Mode]
-        names = (*STOCK, *map(ours, self._options.policies), *by_mode)
+        names = (*REPLICATED, *map(ours, self._options.policies), *by_mode)
         found = {name: links.get(_link_of(name)) for name in names}
         return {name: EngineSystem(name, [link]) for name, link in found.items() if link}
 
     async def _whole(self) -> None:
-        async with self._starter.replicas() as replicas, self._starter.cluster() as systems:
-            for name in STOCK:
-                systems[name] = EngineSystem(name, replicas, WHOLE_MAX_TOKENS)
-            slowest = (NON_STREAMING, ours(self._options.policies[0]))
-            for shape in self._options.shapes:
-                await self._warm_up(shape, [systems[name] for name in slowest])
-                found = [await self._calibrate("whole", shape, systems[name]) for name in slowest]
-                pace = min(found, key=lambda each: each.tokens_per_s)
-                self._paces["whole", shape] = pace
-                await self._turns(cells_of("whole", shape, self._options.loads), systems, {})
+        options = self._options
+        async with AsyncExitStack() as stack:
+            systems = await self._whole_systems(stack)
+            # Those that a comparison's rate is measured on: the slowest one counts.
+            by_mixed = mixed(reported_policy(options.policies))
+            rated = {"whole": (NON_STREAMING, ours(options.policies[0])), "mixed": (by_mixed,)}
+            for comparison in options.comparisons:
+                if comparison == "engine":
+                    continue
+                for shape in options.shapes:
+                    cells = cells_of(comparison, shape, options.loads)
+                    names = systems_of(cells[0], options.policies)
+                    # One policy of a cluster's is enough.
+                    cold = (None, options.policies[0])
+                    warmed = [each for each in names if policy_of(each) in cold or is_mixed(each)]
+                    await self._warm_up(shape, [systems[name] for name in warmed])
+                    found = [
+                        await self._calibrate(comparison, shape, systems[name])
+                        for name in rated[comparison]
+                    ]
+                    pace = min(found, key=lambda each: each.tokens_per_s)
+                    self._paces[comparison, shape] = pace
+                    await self._turns(cells, systems, {})
+
+    async def _whole_systems(self, stack: AsyncExitStack) -> dict[str, System]:
+        """Starts what the chosen comparisons need."""
+        starter, policies = self._starter, self._options.policies
+        replicas = await stack.enter_async_context(starter.replicas())
+        found: dict[str, System] = {
+            name: EngineSystem(name, replicas, WHOLE_MAX_TOKENS) for name in REPLICATED
+        }
+        if "whole" in self._options.comparisons:
+            pair = await stack.enter_async_context(starter.pair())
+            for name in (DISAGGREGATED, DISAGGREGATED_WARMED):
+                found[name] = PairSystem(name, *pair, WHOLE_MAX_TOKENS)
+            names = [ours(policy) for policy in policies]
+            found |= await stack.enter_async_context(starter.cluster("apart", names))
+        names = [mixed(reported_policy(policies))]
+        return found | await stack.enter_async_context(starter.cluster("mixed", names))
 
     async def _calibrate(self, comparison: Comparison, shape: Shape, system: System) -> Pace:
         """How fast the system is on this shape."""

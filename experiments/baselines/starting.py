@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cost_profiles.decision import Mode
-from experiments.baselines.cells import DEFAULT_PREEMPTION, Options, ours
+from experiments.baselines.cells import DEFAULT_PREEMPTION, Options
 from experiments.baselines.engines.link import EngineLink
-from experiments.baselines.engines.messages import HostSpec
+from experiments.baselines.engines.messages import HostSpec, KvRole
 from experiments.baselines.scaling import TOKEN_BUDGET
 from experiments.baselines.schedule import BLOCK_SIZE, MAX_MODEL_LEN, kv_blocks, max_prompt_tokens
 from experiments.baselines.systems import System
-from stream2llm.serving.system.signals import catch_signals
 from stream2llm.workload.traces.format import Shape
+
+if TYPE_CHECKING:
+    from experiments.baselines.cluster_host import Shape as ClusterShape
 
 MAX_NUM_SEQS = 256
 WHOLE_STEP_TOKENS = 512
@@ -54,41 +57,55 @@ class Starter:
             yield each
 
     @asynccontextmanager
-    async def cluster(self) -> AsyncIterator[dict[str, System]]:
-        """Our system as a whole, by policy."""
-        # Ray takes seconds to import, and is not needed for engines alone.
-        from experiments.baselines.cluster import READY_TIMEOUT_S, ClusterSystem, cluster_config
-        from stream2llm.client import AsyncClient
-        from stream2llm.cluster.cluster import Cluster
+    async def pair(self) -> AsyncIterator[tuple[EngineLink, EngineLink]]:
+        """The stock engine on each core: one that prefills, and one that reads its KV."""
+        roles: tuple[KvRole, KvRole] = ("kv_producer", "kv_consumer")
+        specs = {
+            f"pair-{role}": replace(self._whole_spec(core), kv_role=role)
+            for role, core in zip(roles, self.options.cores, strict=True)
+        }
+        async with self._links(specs) as (prefill, decode):
+            yield prefill, decode
 
-        cores = self.options.cores
-        config = cluster_config(self.options.model, self._whole_spec(cores[0]), cores)
-        self.say("starting a cluster")
-        # In this thread: Ray wants the main one, and no other task has anything to do.
-        with Cluster.start(config) as cluster:
-            catch_signals()  # Ray has put handlers of its own in place
-            cluster.wait_ready(READY_TIMEOUT_S, self.say)
-            async with AsyncClient(cluster.router_addresses[0]) as client:
-                yield {
-                    ours(policy): ClusterSystem(cluster, client, policy, WHOLE_MAX_TOKENS)
-                    for policy in self.options.policies
-                }
+    @asynccontextmanager
+    async def cluster(
+        self, shape: ClusterShape, names: Sequence[str]
+    ) -> AsyncIterator[dict[str, System]]:
+        """Our system as a whole, under each of these names."""
+        # Ray takes seconds to import, and is not needed for engines alone.
+        from experiments.baselines.cluster import ClusterSystem
+        from experiments.baselines.cluster_host import ClusterHostSpec
+        from experiments.baselines.cluster_link import ClusterLink
+        from stream2llm.client import AsyncClient
+
+        cores, model = self.options.cores, self.options.model
+        self.say(f"starting a cluster ({shape})")
+        spec = ClusterHostSpec(shape, model, self._whole_spec(cores[0]), cores)
+        link = await ClusterLink.start(spec, self._log(f"cluster-{shape}"))
+        try:
+            async with AsyncClient(link.router_address) as client:
+                yield {name: ClusterSystem(name, link, client, WHOLE_MAX_TOKENS) for name in names}
+        finally:
+            await link.stop()
 
     @asynccontextmanager
     async def _links(self, specs: Mapping[str, HostSpec]) -> AsyncIterator[list[EngineLink]]:
         """Engines in their order, by the names of their logs."""
         links: list[EngineLink] = []
-        logs = self.options.output / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
         try:
             for name, spec in specs.items():
                 self.say(f"starting {name}: core {spec.cores}, {spec.num_kv_blocks} KV blocks")
-                links.append(await EngineLink.start(spec, logs / f"{name}.log"))
+                links.append(await EngineLink.start(spec, self._log(name)))
                 self.say(f"{name} is ready: {dict(links[-1].settings)}")
             yield links
         finally:
             for link in links:
                 await link.stop()
+
+    def _log(self, name: str) -> Path:
+        logs = self.options.output / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        return logs / f"{name}.log"
 
     def _blocks(self, shape: Shape, *, scarce: bool) -> int:
         chosen = self.options

@@ -16,17 +16,20 @@ from stream2llm.cli.numbers import finite
 from stream2llm.cli.simulate import (
     FrontMs,
     HostGib,
+    InterTokenTarget,
     KvGib,
     Profile,
     TokenBudget,
     options_of,
     profile_of,
+    require_mixed,
 )
 from stream2llm.cli.trace import ShapeName
 from stream2llm.cli.trace_options import Bursts, Seed, arrivals_of, scale_of
 from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
+    from stream2llm.simulator.play_trace import Machine, Way
     from stream2llm.simulator.sizing import DecodeDemand, Question
     from stream2llm.simulator.work import Task
     from stream2llm.workload.traces.format import Shape
@@ -107,18 +110,29 @@ def plan(
     quantile: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the sessions that --ttft is for.")
     ] = 0.95,
+    mixed: Annotated[
+        bool,
+        typer.Option(
+            "--mixed",
+            help="Find the fewest mixed workers: each answers what it prefills, so --output-tokens is"
+            " needed.",
+        ),
+    ] = False,
+    inter_token_target_ms: InterTokenTarget = None,
     output_tokens: Annotated[
-        float | None, typer.Option(min=1, callback=finite, help="Tokens of an answer, for decode.")
+        float | None,
+        typer.Option(min=1, callback=finite, help="Tokens of an answer, for decode or --mixed."),
     ] = None,
     decode_tokens_per_s: Annotated[
         float | None,
         typer.Option(
             min=1e-3,
             callback=finite,
-            help="Slowest speed of one answer that is wanted, for decode.",
+            help="Slowest speed of one answer that is wanted, for decode; of mixed workers"
+            " --quantile of the answers have it.",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most prefill workers to try.")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="Most workers to try.")] = 64,
     policy: Annotated[
         str | None, typer.Option(help="A name or MODULE:NAME. By default the cluster's default.")
     ] = None,
@@ -127,12 +141,12 @@ def plan(
     front_ms: FrontMs = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Find the fewest prefill workers that meet a TTFT.
+    """Find the fewest prefill, or mixed, workers that meet a TTFT.
 
     Plays the load on the simulated cluster, which runs the production scheduler in
     virtual time, with one worker, two, four and so on, then between. Deterministic
     by seed. Decode workers are bounded by memory alone: a cost profile has no
-    times of decode steps. Exit codes: 0; 3 no number up to --limit meets it, or an
+    times of decode steps. Steps of mixed workers are played, by the law of prefill steps. Exit codes: 0; 3 no number up to --limit meets it, or an
     option is wrong.
 
     Example: stream2llm plan --profile h200_llama-3.1-8b_tp2 --kv-gib 190 --workload
@@ -141,18 +155,25 @@ def plan(
     from prefill_worker.policy_loading import find_policy
     from stream2llm.cli.plan_report import as_plain, as_text
     from stream2llm.simulator.play_trace import Machine, Way
-    from stream2llm.simulator.sizing import Question, Target, fewest, length_of
+    from stream2llm.simulator.sizing import fewest, length_of
 
     with errors_as_exits():
         # Before the search, which may take minutes.
-        _check_decode_options(output_tokens, decode_tokens_per_s)
+        require_mixed(inter_token_target_ms, has_mixed=mixed)
+        _check_answers(output_tokens, decode_tokens_per_s, is_mixed=mixed)
         number = sessions or MIN_SESSIONS
         load = Load(profile, trace, workload.value, rate, number, seed, scale_tokens, bursts)
         machine = Machine(profile_of(profile), kv_gib, token_budget, front_s=front_ms / 1000)
-        options = options_of(offload_pool_gib=host_gib)
+        options = options_of(offload_pool_gib=host_gib, inter_token_target_ms=inter_token_target_ms)
         if policy is not None:
             options = options.with_policy(find_policy(policy).name)
-        question = Question(machine, Way(options), Target(quantile, ttft_s))
+        question = _question(
+            machine,
+            Way(options),
+            (quantile, ttft_s),
+            (output_tokens, decode_tokens_per_s),
+            is_mixed=mixed,
+        )
         load, asked = _asked(load) if sessions or trace else enough(load)
         sizing = fewest(lambda number: question.play(asked, number), limit)
         decode = _decode(question, asked, output_tokens, decode_tokens_per_s)
@@ -187,7 +208,35 @@ def _asked(load: Load) -> tuple[Load, list[Task]]:
     return load, tasks(generate(load.workload, times, load.seed, scale))
 
 
-def _check_decode_options(output_tokens: float | None, tokens_per_s: float | None) -> None:
+def _question(
+    machine: Machine,
+    way: Way,
+    first_token: tuple[float, float],
+    answer: tuple[float | None, float | None],
+    *,
+    is_mixed: bool,
+) -> Question:
+    """Asks for a quantile and seconds of TTFT; an answer has so many tokens, so many a second."""
+    from stream2llm.simulator.sizing import Question, Target
+
+    output_tokens, tokens_per_s = answer
+    if not is_mixed:
+        return Question(machine, way, Target(*first_token))
+    token_s = None if tokens_per_s is None else 1 / tokens_per_s
+    num_tokens = round(output_tokens or 1)
+    return Question(machine, way, Target(*first_token, token_s), num_tokens, "mixed")
+
+
+def _check_answers(
+    output_tokens: float | None, tokens_per_s: float | None, *, is_mixed: bool
+) -> None:
+    if is_mixed:
+        if output_tokens is None:
+            raise InvalidRequestError(
+                "--mixed needs --output-tokens: mixed workers compute the answers, too",
+                field="output_tokens",
+            )
+        return
     if (output_tokens is None) != (tokens_per_s is None):
         raise InvalidRequestError(
             "--output-tokens and --decode-tokens-per-s belong together: give both or none",
@@ -200,6 +249,6 @@ def _decode(
 ) -> DecodeDemand | None:
     from stream2llm.simulator.sizing import decode_by_memory
 
-    if output_tokens is None or tokens_per_s is None:
+    if question.role == "mixed" or output_tokens is None or tokens_per_s is None:
         return None
     return decode_by_memory(question.machine, asked, output_tokens, tokens_per_s)

@@ -10,7 +10,8 @@ import yaml
 from cost_profiles.types import Kind
 from stream2llm.cli.numbers import seconds_text
 from stream2llm.serving.settings.router_spec import GIB
-from stream2llm.simulator.sizing import DecodeDemand, Length, Question, Sizing, Trial
+from stream2llm.serving.settings.worker_spec import Role
+from stream2llm.simulator.sizing import DecodeDemand, Length, Question, Sizing, Target, Trial
 from stream2llm.workload.report.statistics import percent_word
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def as_plain(
 ) -> dict[str, Any]:
     """Returns plain values, for JSON."""
     return {
+        "role": question.role,
         "load": load.words,
         "length": asdict(length),
         "is_lower_bound": not length.is_enough,
@@ -49,20 +51,21 @@ def as_text(
     lines = [
         f"load     {load.words}",
         f"worker   {_worker(question)}",
-        f"target   P{percent} of TTFT from the seal at most {seconds_text(target.ttft_s)}",
+        f"target   P{percent} of TTFT from the seal at most {seconds_text(target.ttft_s)}"
+        f"{_token_target(target)}",
         *_short_load(length, load),
         "",
-        *_table(sizing),
+        *_table(sizing, question.role),
         "",
     ]
-    if sizing.chosen is None:
-        return "\n".join([*lines, f"no number of prefill workers up to {sizing.limit} meets it"])
-    chosen = sizing.chosen
-    held = chosen.kv_peak * chosen.num_prefill * question.machine.kv_gib
+    role, chosen = question.role, sizing.chosen
+    if chosen is None:
+        return "\n".join([*lines, f"no number of {role} workers up to {sizing.limit} meets it"])
+    held = chosen.kv_peak * chosen.num_workers * question.machine.kv_gib
     lines += [
-        f"prefill: {'' if length.is_enough else 'at least '}{chosen.num_prefill} workers; their sessions hold at most"
+        f"{role}: {'' if length.is_enough else 'at least '}{chosen.num_workers} workers; their sessions hold at most"
         f" {held:.3g} GiB of KV, {chosen.kv_peak:.0%} of it",
-        _decode_line(decode),
+        *([_decode_line(decode)] if role == "prefill" else []),
         "",
         "# configuration",
         yaml.safe_dump(configuration(question, chosen, decode), sort_keys=False),
@@ -95,19 +98,28 @@ def _worker(question: Question) -> str:
     )
 
 
-def _table(sizing: Sizing) -> list[str]:
-    head = f"{'prefill':>7}  {'P50':>9}  {'P95':>9}  {'P99':>9}  {'KV mean':>7}  {'peak':>5}  {'busy':>5}"
+def _token_target(target: Target) -> str:
+    if target.token_s is None:
+        return ""
+    return f", and of the time between two tokens at most {seconds_text(target.token_s)}"
+
+
+def _table(sizing: Sizing, role: Role) -> list[str]:
+    token = f"{'a token':>9}  " if role == "mixed" else ""
+    head = (
+        f"{role:>7}  {'P50':>9}  {'P95':>9}  {'P99':>9}  {token}"
+        f"{'KV mean':>7}  {'peak':>5}  {'busy':>5}"
+    )
     return [head, *(_line(trial, sizing) for trial in sizing.tried)]
 
 
 def _line(trial: Trial, sizing: Sizing) -> str:
-    times = "  ".join(
-        f"{seconds_text(each):>9}" for each in (trial.p50_s, trial.p95_s, trial.p99_s)
-    )
+    latencies = (trial.p50_s, trial.p95_s, trial.p99_s, trial.token_s)
+    times = "  ".join(f"{seconds_text(each):>9}" for each in latencies if each is not None)
     verdict = "meets it" if trial.meets else ""
     mark = "  <- fewest" if trial == sizing.chosen else f"  {verdict}".rstrip()
     shares = f"{trial.kv_mean:>7.0%}  {trial.kv_peak:>5.0%}  {trial.busy:>5.0%}"
-    return f"{trial.num_prefill:>7}  {times}  {shares}{mark}"
+    return f"{trial.num_workers:>7}  {times}  {shares}{mark}"
 
 
 def _decode_line(decode: DecodeDemand | None) -> str:
@@ -125,8 +137,8 @@ def configuration(question: Question, chosen: Trial, decode: DecodeDemand | None
     machine, profile, options = question.machine, question.machine.profile, question.way.options
     worker = _worker_part(question)
     budget = machine.token_budget or profile.recompute.token_budget
-    prefill = {
-        "replicas": chosen.num_prefill,
+    section = {
+        "replicas": chosen.num_workers,
         **worker,
         "policy": options.prefill.policy,
         "open_token_budget": options.prefill.open_token_budget,
@@ -134,7 +146,9 @@ def configuration(question: Question, chosen: Trial, decode: DecodeDemand | None
         "offload_pool_gib": options.prefill.offload_pool_gib,
         "engine": {**worker["engine"], "max_num_batched_tokens": budget},
     }
-    found: dict[str, Any] = {"prefill": prefill}
+    if options.inter_token_target_ms is not None:
+        section["inter_token_target_ms"] = options.inter_token_target_ms
+    found: dict[str, Any] = {question.role: section}
     if decode is not None:
         found["decode"] = {"replicas": decode.num_workers, **worker}
     return found
@@ -159,7 +173,7 @@ def _simulation(question: Question, chosen: Trial, load: Load) -> str:
     options = [
         f"--profile {load.profile}",
         f"--kv-gib {machine.kv_gib:g}",
-        f"--prefill {chosen.num_prefill}",
+        f"--{question.role} {chosen.num_workers}",
         f"--policy {question.way.policy}",
         f"--host-gib {question.way.options.prefill.offload_pool_gib:g}",
     ]
@@ -167,4 +181,7 @@ def _simulation(question: Question, chosen: Trial, load: Load) -> str:
         options.append(f"--token-budget {machine.token_budget}")
     if machine.front_s:
         options.append(f"--front-ms {machine.front_s * 1000:g}")
-    return f"stream2llm simulate trace {load.trace or 'load.jsonl'} {' '.join(options)} --output-tokens 1"
+    if target_ms := question.way.options.inter_token_target_ms:
+        options.append(f"--inter-token-target-ms {target_ms}")
+    options.append(f"--output-tokens {question.num_output_tokens}")
+    return f"stream2llm simulate trace {load.trace or 'load.jsonl'} {' '.join(options)}"

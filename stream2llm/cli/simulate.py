@@ -47,6 +47,15 @@ FrontMs = Annotated[
         min=0, callback=finite, help="Delay from a client to the engine, with tokenizing."
     ),
 ]
+InterTokenTarget = Annotated[
+    int | None,
+    typer.Option(
+        "--inter-token-target-ms",
+        min=1,
+        help="What a mixed worker's step with answers under way should take at most, as"
+        " `mixed.inter_token_target_ms`; by default prefill may fill it.",
+    ),
+]
 OpenTokenBudget = Annotated[
     int | None,
     typer.Option(
@@ -87,14 +96,23 @@ def trace(
     host_gib: HostGib = None,
     token_budget: TokenBudget = None,
     open_token_budget: OpenTokenBudget = None,
-    prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
+    prefill: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prefill workers; by default 1, or none where there are mixed ones."
+        ),
+    ] = None,
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
+    mixed: Annotated[
+        int, typer.Option(min=0, help="Mixed workers, which answer what they prefill.")
+    ] = 0,
+    inter_token_target_ms: InterTokenTarget = None,
     output_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Tokens of each answer; by default the trace's, else 1. Without decode workers "
-            "all answers end with their first token.",
+            help="Tokens of each answer; by default the trace's, else 1. Where prefill workers have no "
+            "decode workers, all answers end with their first token.",
         ),
     ] = None,
     network_gbit: Annotated[
@@ -142,7 +160,10 @@ def trace(
     from stream2llm.workload.report.write import write_report
 
     with errors_as_exits():
-        if (output_tokens or 1) > 1 and not decode:
+        require_mixed(inter_token_target_ms, has_mixed=mixed > 0)
+        num_prefill = (0 if mixed else 1) if prefill is None else prefill
+        is_answered = decode > 0 or not num_prefill
+        if (output_tokens or 1) > 1 and not is_answered:
             raise InvalidRequestError(
                 "--output-tokens above 1 needs --decode 1 or more", field="decode"
             )
@@ -150,8 +171,9 @@ def trace(
             profile_of(profile),
             kv_gib,
             token_budget,
-            prefill,
+            num_prefill,
             decode,
+            mixed,
             front_ms / 1000,
             network_gbit,
         )
@@ -160,9 +182,10 @@ def trace(
             offload_pool_gib=host_gib,
             open_token_budget=open_token_budget,
             handover=handover,
+            inter_token_target_ms=inter_token_target_ms,
         )
         asked = read_tasks(path, ordering)
-        if output_tokens is not None or not decode:
+        if output_tokens is not None or not is_answered:
             asked = with_answers_of(asked, output_tokens or 1)
         asked = with_deadlines_of(asked, ttft_slo_ms)
         ways = [
@@ -180,7 +203,20 @@ def trace(
                 typer.echo(for_terminal(f"written: {written}"), err=True)
 
 
-def options_of(*, handover: HandoverMode | None = None, **prefill: Any) -> WorkerOptions:
+def require_mixed(inter_token_target_ms: int | None, *, has_mixed: bool) -> None:
+    """Raises InvalidRequestError for a target without workers that it is for."""
+    if inter_token_target_ms is not None and not has_mixed:
+        raise InvalidRequestError(
+            "--inter-token-target-ms is for mixed workers (--mixed)", field="inter_token_target_ms"
+        )
+
+
+def options_of(
+    *,
+    handover: HandoverMode | None = None,
+    inter_token_target_ms: int | None = None,
+    **prefill: Any,
+) -> WorkerOptions:
     """The cluster's default settings, but for those that are not None."""
     from stream2llm.serving.settings.worker_options import (
         HandoverOptions,
@@ -192,6 +228,7 @@ def options_of(*, handover: HandoverMode | None = None, **prefill: Any) -> Worke
     return WorkerOptions(
         prefill=PrefillOptions(**given),
         handover=HandoverOptions() if handover is None else HandoverOptions(mode=handover),
+        inter_token_target_ms=inter_token_target_ms,
     )
 
 

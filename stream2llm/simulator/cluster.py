@@ -1,4 +1,4 @@
-"""Prefill and decode workers in virtual time, and what happens between them.
+"""Prefill, decode and mixed workers in virtual time, and what happens between them.
 
 All events of one moment are delivered before a worker plans a step, so that a chunk
 and the seal that follows it at once are one change, as they mostly are for a real
@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 
 from prefill_worker.session_state import SessionState
-from router.placement import WorkerView, pick
 from stream2llm.serving.settings.worker_options import HandoverOptions
-from stream2llm.serving.settings.worker_spec import Role
 from stream2llm.simulator.decode import Answer, DecodeWorker
+from stream2llm.simulator.placing import Placing
 from stream2llm.simulator.prefetch import Fetch, KvPrefetch
 from stream2llm.simulator.prefill import PrefillWorker, StepResult
 from stream2llm.simulator.work import Change, Task, in_order
@@ -32,7 +31,7 @@ class ClusterSettings:
 
     # From a client's submission to the prefill engine: network, tokenizing, queues.
     front_s: float = 0.0
-    # Tokens of each answer whose task has no length; the first comes from prefill.
+    # Tokens of each answer whose task has no length; the first comes from where it is prefilled.
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
@@ -45,12 +44,13 @@ class _Live:
     """A session from its opening to its last token."""
 
     task: Task
+    # Of those that prefill.
     prefill: int
     decode: int | None = None
     # Prefill has heard of it.
     is_known: bool = False
     token_times_s: list[float] = field(default_factory=list)
-    # Its tokens' fate on the prefill worker, when it has left.
+    # Its tokens' fate where it is prefilled, from its first token on.
     state: SessionState | None = None
 
 
@@ -62,9 +62,13 @@ class Cluster:
         settings: ClusterSettings,
         prefill: Sequence[PrefillWorker],
         decode: Sequence[DecodeWorker] = (),
+        mixed: Sequence[PrefillWorker] = (),
     ) -> None:
+        """`mixed` workers go on with the answers of what they prefill."""
         self._settings = settings
-        self._prefill = prefill
+        # All that prefill: the mixed ones behind the others.
+        self._prefill = (*prefill, *mixed)
+        self._placing = Placing(len(prefill), len(mixed), decode)
         self._decode = decode
         self._now_s = 0.0
         self._numbers = count()
@@ -72,10 +76,9 @@ class Cluster:
         self._arrivals: deque[tuple[float, Task, Change]] = deque()
         self._heap: list[tuple[float, int, _Act]] = []
         # What came during a step of that worker; applied before its next.
-        self._inboxes: list[list[tuple[str, Change]]] = [[] for _ in prefill]
-        self._prefill_busy = [False] * len(prefill)
+        self._inboxes: list[list[tuple[str, Change]]] = [[] for _ in self._prefill]
+        self._prefill_busy = [False] * len(self._prefill)
         self._decode_busy = [False] * len(decode)
-        self._placed = [0] * len(prefill)
         self._live: dict[str, _Live] = {}
         self._records: list[SessionRecord] = []
         self._samples: list[Sample] = []
@@ -83,7 +86,7 @@ class Cluster:
         self._prefetch: KvPrefetch | None = None
 
     def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
-        """Runs until every session is answered; ValueError: longer answers need a decode worker."""
+        """Runs until every session is answered; ValueError: longer answers need a worker for them."""
         asked = list(tasks)
         self._prepare(max(map(self._num_output_tokens, asked), default=1))
         front_s = self._settings.front_s
@@ -118,9 +121,9 @@ class Cluster:
         self._begin_steps()
 
     def _prepare(self, longest_answer: int) -> None:
-        if longest_answer > 1 and not self._decode:
+        if longest_answer > 1 and not self._placing.is_mixed(0) and not self._decode:
             raise ValueError("answers of more than one token need a decode worker")
-        if longest_answer > 1 and self._settings.handover.mode == "streamed":
+        if longest_answer > 1 and self._decode and self._settings.handover.mode == "streamed":
             self._prefetch = KvPrefetch(
                 self._prefill, self._decode, self._settings.handover.min_offer_tokens
             )
@@ -136,9 +139,9 @@ class Cluster:
     def _arrive(self, task: Task, change: Change) -> None:
         live = self._live.get(task.name)
         if live is None:
-            live = self._live[task.name] = _Live(task, self._place())
-            if self._prefetch is not None:
-                live.decode = self._least_loaded_decode()
+            live = self._live[task.name] = _Live(task, self._placing.place(change.num_known))
+            if self._prefetch is not None and not self._placing.is_mixed(live.prefill):
+                live.decode = self._placing.pick_decode()
                 self._decode[live.decode].follow(task.name)
         if self._prefill_busy[live.prefill]:
             self._inboxes[live.prefill].append((task.name, change))
@@ -152,19 +155,21 @@ class Cluster:
         live.is_known = True
         ttft_slo_ms = round(1000 * (live.task.ttft_slo_s or 0))
         worker = self._prefill[live.prefill]
-        worker.change(name, change, tenant=live.task.tenant, ttft_slo_ms=ttft_slo_ms)
-        if self._prefetch is None:
+        worker.change(
+            name,
+            change,
+            tenant=live.task.tenant,
+            ttft_slo_ms=ttft_slo_ms,
+            num_to_sample=self._num_output_tokens(live.task)
+            if self._placing.is_mixed(live.prefill)
+            else 1,
+        )
+        if self._prefetch is None or live.decode is None:
             return
         if is_opening:
-            assert live.decode is not None
             self._prefetch.opened(name, live.prefill, live.decode, change)
         else:
             self._prefetch.changed(name, change)
-
-    def _place(self) -> int:
-        chosen = _least_loaded("prefill", self._placed)
-        self._placed[chosen] += 1
-        return chosen
 
     # -- prefill -----------------------------------------------------------------------
 
@@ -185,16 +190,18 @@ class Cluster:
         worker = self._prefill[number]
         self._prefill_busy[number] = False
         self._touched.add(number)
-        for name in result.answered:
+        for name in result.sampled:
             live = self._live[name]
+            if live.state is None and self._placing.is_mixed(number):
+                self._placing.begins_answer(number)
             live.state = worker.session_counters(name)
             live.token_times_s.append(self._now_s)
-        worker.end_step(result)
+        done = worker.end_step(result)
         if self._prefetch is not None:
             for name in result.computed:
                 self._prefetch.touch(name)
-        for name in result.answered:
-            self._placed[number] -= 1
+        for name in done:
+            self._placing.leaves(number)
             self._hand_over(name)
         inbox, self._inboxes[number] = self._inboxes[number], []
         for name, change in inbox:
@@ -215,21 +222,18 @@ class Cluster:
 
         return act
 
-    def _least_loaded_decode(self) -> int:
-        return _least_loaded("decode", [each.num_sessions for each in self._decode])
-
     def _hand_over(self, name: str) -> None:
-        """After the first token; the prefill worker keeps the KV until it is fetched."""
+        """After the last token from there; the worker keeps the KV until it is fetched."""
         live = self._live[name]
-        if self._prefetch is not None:
+        if self._prefetch is not None and live.decode is not None:
             live.decode = self._prefetch.answered(name)
-        num_left = self._num_output_tokens(live.task) - 1
+        num_left = self._num_output_tokens(live.task) - len(live.token_times_s)
         if not num_left:
             self._prefill[live.prefill].release(name)
             self._end(name)
             return
         if live.decode is None:
-            live.decode = self._least_loaded_decode()
+            live.decode = self._placing.pick_decode()
         answer = Answer(name, live.task.num_tokens + 1, num_left, live.task.tenant)
         self._decode[live.decode].submit(answer)
         self._take_up(live.decode)
@@ -315,13 +319,3 @@ class Cluster:
 
 def _sums(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(counters[name] for counters in each) for name in each[0]}
-
-
-def _least_loaded(role: Role, num_sessions: Sequence[int]) -> int:
-    """Production's choice among workers that hold so many sessions each."""
-    chosen = pick(
-        (WorkerView(f"{number:04}", role, True, held) for number, held in enumerate(num_sessions)),
-        role,
-    )
-    assert chosen is not None
-    return int(chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cost_profiles.correction import CorrectedCostModel
@@ -32,6 +32,8 @@ class Machine:
     token_budget: int | None = None
     num_prefill: int = 1
     num_decode: int = 0
+    # They prefill, and go on with the answers themselves.
+    num_mixed: int = 0
     front_s: float = 0.0
     network_gbit_s: float = 100.0
     # Seconds of each read, whatever its size.
@@ -77,12 +79,13 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
     """Runs it; raises InvalidRequestError for what can never fit."""
     law = machine.law or law_of(machine.profile)
     settings = _prefill_settings(machine, way)
-    _check_sizes(settings, asked)
+    _check_sizes(machine, settings, way, asked)
     costs = CostModel(machine.profile)
-    prefill = [
-        PrefillWorker(settings, law.seconds, costs, CorrectedCostModel(costs))
-        for _ in range(machine.num_prefill)
+    prefilling = [
+        PrefillWorker(each, law.seconds, costs, CorrectedCostModel(costs))
+        for each in _of_each(machine, settings, way)
     ]
+    prefill, mixed = prefilling[: machine.num_prefill], prefilling[machine.num_prefill :]
     decode = [DecodeWorker(_decode_settings(machine, law)) for _ in range(machine.num_decode)]
     cluster = Cluster(
         ClusterSettings(
@@ -90,9 +93,16 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
         ),
         prefill,
         decode,
+        mixed,
     )
     system = way.label or (way.policy if way.streams else "non-streaming")
     return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
+
+
+def _of_each(machine: Machine, settings: PrefillSettings, way: Way) -> list[PrefillSettings]:
+    """The settings of the prefill workers, then of the mixed ones."""
+    mixed = replace(settings, inter_token_target_ms=way.options.inter_token_target_ms)
+    return [settings] * machine.num_prefill + [mixed] * machine.num_mixed
 
 
 def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
@@ -116,15 +126,23 @@ def _decode_settings(machine: Machine, law: StepLaw) -> DecodeSettings:
     )
 
 
-def _check_sizes(settings: PrefillSettings, asked: Sequence[Task]) -> None:
-    """No session is larger than the memory."""
+def _check_sizes(
+    machine: Machine, settings: PrefillSettings, way: Way, asked: Sequence[Task]
+) -> None:
+    """No session is larger than the memory; at a mixed worker its answer counts too."""
     room = settings.num_blocks * settings.block_size
     for each in asked:
         if not each.num_tokens:
             raise InvalidRequestError(f"session {each.name} has no token", field="trace")
-        if each.num_longest_tokens > room:
+        num_sampled = each.num_output_tokens or way.num_output_tokens
+        # The last one is not computed.
+        num_answer = num_sampled - 1 if machine.num_mixed else 0
+        num_tokens = max(each.num_longest_tokens, each.num_tokens + num_answer)
+        if num_tokens > room:
+            what = "context and answer" if num_answer else "context"
+            role = "mixed" if machine.num_mixed else "prefill"
             raise InvalidRequestError(
-                f"session {each.name} has {each.num_longest_tokens:,} tokens of context; the KV memory of a "
-                f"prefill worker holds {room:,} (--kv-gib)",
+                f"session {each.name} has {num_tokens:,} tokens of {what}; the KV memory of a "
+                f"{role} worker holds {room:,} (--kv-gib)",
                 field="kv_gib",
             )

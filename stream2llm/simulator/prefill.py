@@ -1,8 +1,11 @@
-"""One prefill worker in virtual time; keeps no clock of its own.
+"""One prefill or mixed worker in virtual time; keeps no clock of its own.
 
 Session table, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
 prefix cache, and no blocks that two sessions share. A step's copies end with the
 step, beside its computing where the device does both at once, else after it.
+
+A session has one token of its answer here, or, at a mixed worker, all of them: then each step
+computes the last one and gives the next, and planner and inter-token target are a mixed worker's.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.types import Costs
+from prefill_worker.inter_token import InterTokenTarget
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
@@ -31,8 +35,8 @@ class StepResult:
     """A step that has begun."""
 
     seconds: float
-    # Sessions whose first token is there at its end.
-    answered: tuple[str, ...]
+    # Sessions that have one more token of their answer at its end.
+    sampled: tuple[str, ...]
     # Sessions it computes for.
     computed: tuple[str, ...] = ()
 
@@ -44,6 +48,8 @@ class _Session:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     is_loading: bool = False
+    # Tokens of its answer that are still to come here.
+    num_to_sample: int = 1
 
 
 class PrefillWorker:
@@ -75,12 +81,13 @@ class PrefillWorker:
         self._host = OffloadPool(settings.num_host_blocks)
         self._sessions: dict[str, _Session] = {}
         self._leases: dict[str, list[int]] = {}
+        self._inter_token = InterTokenTarget(settings.inter_token_target_ms)
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
         self.is_short_of_blocks = False
 
     @property
     def num_sessions(self) -> int:
-        """Open and unanswered ones."""
+        """Open ones, and those whose answer is not complete here."""
         return len(self._sessions)
 
     @property
@@ -94,7 +101,7 @@ class PrefillWorker:
         return 1 - self._blocks.num_free / self._settings.num_blocks
 
     def session_counters(self, name: str) -> SessionState:
-        """What became of a session's tokens; before it is answered."""
+        """What became of a session's tokens; before it is done here."""
         return self._sessions[name].state
 
     # -- the session table's side ---------------------------------------------------------------
@@ -124,10 +131,12 @@ class PrefillWorker:
         *,
         tenant: TenantShare = ONE_TENANT,
         ttft_slo_ms: int = 0,
+        num_to_sample: int = 1,
     ) -> None:
         """A session's sequence becomes another one; the first change opens it.
 
         Its first token is due `ttft_slo_ms` after the change that seals; 0: no deadline.
+        `num_to_sample` tokens of its answer come from here.
         """
         session = self._sessions.get(name)
         if session is None:
@@ -139,7 +148,7 @@ class PrefillWorker:
                 ttft_slo_ms=ttft_slo_ms,
                 deadline_ms=_deadline_ms(change, ttft_slo_ms),
             )
-            session = self._sessions[name] = _Session(state)
+            session = self._sessions[name] = _Session(state, num_to_sample=num_to_sample)
             # What an opening brings is no event of its own.
             session.num_known = change.num_known
         else:
@@ -171,7 +180,7 @@ class PrefillWorker:
         del session.blocks[num_blocks:]
 
     def release(self, name: str) -> None:
-        """The hand-over of an answered session has ended."""
+        """The KV of a session that is done here is wanted no more."""
         self._blocks.let_go(self._leases.pop(name))
         self._table.note_freed()
 
@@ -233,11 +242,19 @@ class PrefillWorker:
         self._loading = [(load, self._begin_load(load)) for load in plan.loads]
         if not plan.does_something:
             return None
-        ranges = [self._compute(grant) for grant in plan.grants]
+        decoding = {each.request_id for each in plan.grants if self._is_decoding(each.request_id)}
+        ranges = [
+            self._compute(grant, is_prompt=grant.request_id not in decoding)
+            for grant in plan.grants
+        ]
         ins = [load.num_blocks for load in plan.loads]
         seconds = self._time.step(ranges, [each for each in outs if each], ins)
+        self._inter_token.observe(len(decoding), len(plan.grants), seconds)
         computed = tuple(grant.request_id for grant in plan.grants)
-        return StepResult(seconds, self._answered(plan), computed)
+        return StepResult(seconds, self._sampled(plan), computed)
+
+    def _is_decoding(self, name: str) -> bool:
+        return self._table.view(name).is_decoding
 
     def _plan(self) -> StepPlan:
         """Phase 1; `experiments/paper/artifact.py` decides some of it in another way."""
@@ -254,6 +271,7 @@ class PrefillWorker:
             self._host.num_free,
             settings.options.open_token_budget,
             settings.options.shared_token_budget,
+            self._inter_token.prefill_s,
         )
 
     def _evict(self, eviction: Eviction) -> int:
@@ -279,26 +297,27 @@ class PrefillWorker:
         self._touch(load.request_id)
         return slots
 
-    def _compute(self, grant: Grant) -> Range:
+    def _compute(self, grant: Grant, *, is_prompt: bool) -> Range:
         session = self._sessions[grant.request_id]
         start, stop = session.num_computed, session.num_computed + grant.num_tokens
         self._blocks.grow(session.blocks, -(-stop // self._settings.block_size))
         session.num_computed = stop
-        again = session.state.record_computed(start, grant.num_tokens)
-        self.counters.computed_tokens += grant.num_tokens
-        self.counters.recomputed_tokens += again
+        if is_prompt:
+            again = session.state.record_computed(start, grant.num_tokens)
+            self.counters.computed_tokens += grant.num_tokens
+            self.counters.recomputed_tokens += again
         self._touch(grant.request_id)
         return start, stop
 
-    def _answered(self, plan: StepPlan) -> tuple[str, ...]:
-        return tuple(grant.request_id for grant in plan.grants if self._is_done(grant.request_id))
+    def _sampled(self, plan: StepPlan) -> tuple[str, ...]:
+        return tuple(each.request_id for each in plan.grants if self._samples(each.request_id))
 
-    def _is_done(self, name: str) -> bool:
+    def _samples(self, name: str) -> bool:
         session = self._sessions[name]
         return session.state.sealed and session.num_computed == session.num_known
 
-    def end_step(self, result: StepResult) -> None:
-        """Copies are there; answered sessions keep their blocks for the hand-over alone."""
+    def end_step(self, result: StepResult) -> list[str]:
+        """Copies are there; returns the sessions that are done here, whose KV stays until `release`."""
         for load, slots in self._loading:
             session = self._sessions[load.request_id]
             session.is_loading = False
@@ -306,10 +325,24 @@ class PrefillWorker:
             self._host.release(slots)
             self._touch(load.request_id)
         self._loading = []
-        for name in result.answered:
+        done = [name for name in result.sampled if not self._goes_on(name)]
+        for name in done:
             self._leases[name] = self._sessions.pop(name).blocks
             self._host.forget(name)
             self._table.close(name)
+        return done
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether more tokens of the answer come here; the one just sampled is then to be computed."""
+        session = self._sessions[name]
+        session.num_to_sample -= 1
+        if not session.num_to_sample:
+            return False
+        session.num_known += 1
+        if not session.state.is_answering:
+            self._table.begin_answer(name)
+        self._touch(name)
+        return True
 
 
 def _deadline_ms(change: Change, ttft_slo_ms: int) -> int:

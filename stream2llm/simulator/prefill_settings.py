@@ -1,4 +1,4 @@
-"""What a simulated prefill worker is set by, and what it counts."""
+"""What a simulated prefill or mixed worker is set by, and what it counts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ class PrefillSettings:
     step_requests: int = 256
     # Whether copies take place while the step computes.
     overlaps: bool = True
+    # As in a mixed worker's configuration; None: prefill may fill the steps of answers.
+    inter_token_target_ms: int | None = None
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far; seconds are virtual, the rest tokens, blocks and numbers."""
+    """What happened so far; seconds are virtual, the rest tokens, blocks and numbers.
+
+    Computed tokens are of prompts, and of answers only where they were lost; as production counts.
+    """
 
     steps: int = 0
     busy_s: float = 0.0

@@ -43,13 +43,13 @@ def planned(*args: str) -> dict[str, Any]:
 
 
 def a_trial(number: int, *, meets: bool) -> Trial:
-    return Trial(number, 0.1, 0.2, 0.3, 0.2, meets, 0.0, 0.0, 0.0, 0.0)
+    return Trial(number, 0.1, 0.2, 0.3, 0.2, None, meets, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("needed", [1, 2, 3, 5, 8, 31, 47, 48])
 def test_the_search_finds_the_edge_in_few_runs(needed: int) -> None:
     found = fewest(lambda number: a_trial(number, meets=number >= needed), limit=48)
-    assert found.chosen.num_prefill == needed
+    assert found.chosen.num_workers == needed
     assert found.fewer == (a_trial(needed - 1, meets=False) if needed > 1 else None)
     assert len(found.tried) <= 12
 
@@ -58,11 +58,11 @@ def test_a_search_that_finds_nothing_ends_at_the_limit() -> None:
     found = fewest(lambda number: a_trial(number, meets=False), limit=48)
     assert found.chosen is None
     assert found.fewer == a_trial(48, meets=False)
-    assert [trial.num_prefill for trial in found.tried] == [1, 2, 4, 8, 16, 32, 48]
+    assert [trial.num_workers for trial in found.tried] == [1, 2, 4, 8, 16, 32, 48]
 
 
 def test_more_load_never_needs_fewer_workers() -> None:
-    chosen = [planned("--rate", rate)["chosen"]["num_prefill"] for rate in ("2", "10", "40")]
+    chosen = [planned("--rate", rate)["chosen"]["num_workers"] for rate in ("2", "10", "40")]
     assert chosen == sorted(chosen)
     assert chosen[0] < chosen[-1]
 
@@ -70,7 +70,7 @@ def test_more_load_never_needs_fewer_workers() -> None:
 def test_one_worker_fewer_does_not_meet_the_target() -> None:
     found = planned("--rate", "40")
     chosen, fewer = found["chosen"], found["fewer"]
-    assert fewer["num_prefill"] == chosen["num_prefill"] - 1
+    assert fewer["num_workers"] == chosen["num_workers"] - 1
     assert chosen["at_quantile_s"] == chosen["p95_s"] <= 0.3 < fewer["p95_s"]
     assert planned("--rate", "40") == found
 
@@ -100,7 +100,7 @@ def test_a_trace_is_a_load_too(tmp_path: Path) -> None:
 def test_the_configuration_can_be_loaded() -> None:
     found = planned("--rate", "40", "--output-tokens", "300", "--decode-tokens-per-s", "40")
     config = parse_config(found["configuration"], source="plan")
-    assert config.prefill.replicas == found["chosen"]["num_prefill"]
+    assert config.prefill.replicas == found["chosen"]["num_workers"]
     assert config.decode.replicas == found["decode"]["num_workers"]
     assert (config.prefill.num_gpus, config.decode.num_gpus) == (2, 2)
     check_arguments("prefill", config.prefill.engine)

@@ -139,7 +139,7 @@ class PlannedSteps:
             self._engine.computed[session.opening.session_id] += total - session.num_computed
             session.num_computed = total
         self._worker.end_step(result)
-        for name in result.answered:
+        for name in result.sampled:
             self._sessions[name].is_answered = True
         for session in self._sessions.values():
             self._update(session)

@@ -1,8 +1,18 @@
-"""KV on its way from prefill to decode."""
+"""KV on its way from prefill to decode: all is 0 where only mixed workers are."""
 
 from __future__ import annotations
 
-from tools.dashboards.model import Dashboard, Query, panel, percentiles, rate, rates, row, share
+from tools.dashboards.model import (
+    Dashboard,
+    Query,
+    else_zero,
+    panel,
+    percentiles,
+    rate,
+    rates,
+    row,
+    share,
+)
 
 _BLOCKS = "stream2llm_handover_blocks_total"
 
@@ -17,25 +27,25 @@ _AFTER_SEAL = row(
         "Seconds of a read",
         "One KV read over NIXL after the seal.",
         "s",
-        *percentiles("stream2llm_kv_transfer_seconds"),
+        *percentiles("stream2llm_kv_transfer_seconds", or_zero=True),
     ),
     panel(
         "Hand-overs",
         "Hand-overs a second by result: read, failed, released without a read.",
         "cps",
-        rates("stream2llm_kv_transfers_total", "result"),
+        rates("stream2llm_kv_transfers_total", "result", or_zero=True),
     ),
     panel(
         "First to second token",
         "Seconds of the hand-over as the client sees it, by hand-over mode.",
         "s",
-        *percentiles("stream2llm_handover_exposed_seconds", "handover"),
+        *percentiles("stream2llm_handover_exposed_seconds", "handover", or_zero=True),
     ),
     panel(
         "Bytes",
         "Bytes a second of prompts' KV, by when they crossed.",
         "Bps",
-        rates("stream2llm_handover_bytes_total", "when"),
+        rates("stream2llm_handover_bytes_total", "when", or_zero=True),
     ),
 )
 _PREFETCH = row(
@@ -44,14 +54,16 @@ _PREFETCH = row(
         "Prefetches",
         "KV prefetches a second, by result.",
         "cps",
-        rates("stream2llm_fetches_total", "result"),
+        rates("stream2llm_fetches_total", "result", or_zero=True),
     ),
     panel(
         "Reads of other KV",
         "Reads an hour whose KV was not what prefill had computed; no token was computed from it.",
         "short",
         Query(
-            "sum by (worker, when) (increase(stream2llm_kv_digest_mismatches_total[1h]))",
+            else_zero(
+                "sum by (worker, when) (increase(stream2llm_kv_digest_mismatches_total[1h]))"
+            ),
             "{{worker}} {{when}}",
         ),
     ),
@@ -60,7 +72,7 @@ _PREFETCH = row(
         "Reads an hour that were not used, because their lease had ended, by why it was not extended.",
         "short",
         Query(
-            "sum by (worker, reason) (increase(stream2llm_kv_reads_expired_total[1h]))",
+            else_zero("sum by (worker, reason) (increase(stream2llm_kv_reads_expired_total[1h]))"),
             "{{worker}} {{reason}}",
         ),
     ),
@@ -68,19 +80,19 @@ _PREFETCH = row(
         "Seconds of a prefetch",
         "From the start of a read to its end.",
         "s",
-        *percentiles("stream2llm_fetch_seconds"),
+        *percentiles("stream2llm_fetch_seconds", or_zero=True),
     ),
     panel(
         "Wasted prefetch",
         "Share of the prefetched blocks that no answer used.",
         "percentunit",
-        Query(_share_of_blocks("wasted", "prefetched|wasted"), "wasted"),
+        Query(else_zero(_share_of_blocks("wasted", "prefetched|wasted")), "wasted"),
     ),
     panel(
         "Prefetched share of KV",
         "Share of the blocks that answers needed and that were at decode before the seal.",
         "percentunit",
-        Query(_share_of_blocks("prefetched", "prefetched|after_seal"), "prefetched"),
+        Query(else_zero(_share_of_blocks("prefetched", "prefetched|after_seal")), "prefetched"),
     ),
 )
 KV_TRANSFER = Dashboard(

@@ -81,6 +81,11 @@ def total(metric: str, by: str = "", where: str = "") -> str:
     return f"sum{_by(by)} ({metric}{_where(where)})"
 
 
+def else_zero(expr: str) -> str:
+    """PromQL: the expression, or 0 while it has no value, as of what only some clusters have."""
+    return f"{expr} or vector(0)"
+
+
 def share(part: str, whole: str) -> str:
     """PromQL: one rate or sum divided by another; no value while the other is 0."""
     return f"{part} / ({whole} > 0)"
@@ -97,8 +102,8 @@ def rates(metric: str, by: str, where: str = "", *, or_zero: bool = False) -> Qu
 
     `or_zero`: a line at 0 while there is no such value.
     """
-    zero = " or vector(0)" if or_zero else ""
-    return Query(rate(metric, by, where) + zero, _legend(by))
+    expr = rate(metric, by, where)
+    return Query(else_zero(expr) if or_zero else expr, _legend(by))
 
 
 def totals(metric: str, by: str, where: str = "") -> Query:

@@ -6,6 +6,7 @@ from tools.dashboards.model import (
     MODEL,
     Dashboard,
     Query,
+    else_zero,
     figure,
     panel,
     percentiles,
@@ -51,7 +52,7 @@ _NOW = row(
         "Sessions that failed",
         "Share of the sessions that ended with an error; cancelled ones do not count.",
         "percentunit",
-        Query(f"{_FAILED} or vector(0)", "failed"),
+        Query(else_zero(_FAILED), "failed"),
     ),
 )
 _TRAFFIC = row(
@@ -99,7 +100,7 @@ _HTTP = row(
         "HTTP requests under way",
         "Requests that gateways answer now, streams and open WebSockets included.",
         "none",
-        Query(total("stream2llm_gateway_requests_in_flight") + " or vector(0)", "under way"),
+        Query(else_zero(total("stream2llm_gateway_requests_in_flight")), "under way"),
     ),
 )
 OVERVIEW = Dashboard(

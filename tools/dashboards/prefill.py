@@ -46,9 +46,9 @@ _MEMORY = row(
     "Memory",
     panel(
         "KV blocks held",
-        "Share of a prefill worker's KV blocks that sessions or leases hold.",
+        "Share of each prefill or mixed worker's KV blocks that sessions or leases hold.",
         "percentunit",
-        Query(held("instance", 'role="prefill"'), "{{instance}}"),
+        Query(held("instance", 'role=~"prefill|mixed"'), "{{instance}}"),
     ),
     panel(
         "CPU KV offload pool",

@@ -6,6 +6,7 @@ from tools.dashboards.model import (
     MODEL,
     Dashboard,
     Query,
+    else_zero,
     mean,
     panel,
     percentiles,
@@ -103,7 +104,7 @@ _RECOVERY = row(
         "Tokens a second that prefill computed again because the worker that had them was lost.",
         "cps",
         Query(
-            rate("stream2llm_recovery_recomputed_tokens_total", where=MODEL) + " or vector(0)",
+            else_zero(rate("stream2llm_recovery_recomputed_tokens_total", where=MODEL)),
             "recomputed",
         ),
     ),

@@ -54,7 +54,7 @@ _TENANTS = row(
     ),
     panel(
         "Decoded tokens by tenant",
-        "Tokens a second that decode computed.",
+        "Tokens a second of answers, behind the first ones, that decode or mixed workers computed.",
         "cps",
         rates("stream2llm_tenant_decoded_tokens_total", "tenant"),
     ),

@@ -104,14 +104,14 @@ _NODES = row(
 _PROFILES = row(
     "Cost profiles",
     panel(
-        "Cost profile of each prefill worker",
+        "Cost profile of each prefill or mixed worker",
         "What preemption decides by: a profile that was measured, or modelled from figures.",
         "none",
         Query(_PROFILE, "{{worker}}: {{profile}} ({{source}})"),
     ),
     panel(
         "Prefilled tokens by cost profile",
-        "Tokens a second that prefill workers with the same profile have computed.",
+        "Prompt tokens a second that workers with the same profile have computed.",
         "cps",
         Query(
             f"sum by (profile) (rate(stream2llm_prefill_tokens_total"

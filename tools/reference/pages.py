@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from decode_worker.answer_metrics import AnswerMetrics
-from decode_worker.answer_order import AnswerOrder
 from decode_worker.fetch_metrics import FetchMetrics
 from prefill_worker.metrics import PrefillMetrics
 from router.metrics import RouterMetrics
 from stream2llm.cli.main import FORWARDED, app, forwarded
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.controller_http import ControllerMetrics
+from stream2llm.engine.answer_metrics import AnswerMetrics
 from stream2llm.engine.worker_metrics import GrammarMetrics, TransferMetrics, WorkerGauges
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.metrics import GatewayMetrics
@@ -34,6 +33,7 @@ from stream2llm.security.tls_files import TlsFiles
 from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.observability.tracing import SpanCounter
+from stream2llm.serving.sessions.answer_use import AnswerUses
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.settings.worker_spec import WorkerStatus
 from stream2llm.serving.system.clock import SystemClock
@@ -100,7 +100,10 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     decode = metrics.Group("Decode worker", "KV reads over NIXL, after the seal and ahead of it.")
     TransferMetrics(decode.registry)
     FetchMetrics(decode.registry)
-    decode.registry.register(AnswerMetrics(AnswerOrder()))
+    answers = metrics.Group(
+        "Decode or mixed worker", "Answers by tenant. Their first tokens are prefill's."
+    )
+    answers.registry.register(AnswerMetrics(AnswerUses()))
     gateway = metrics.Group("Gateway", "Served on the port of its API, at `/metrics`.")
     GatewayMetrics(gateway.registry)
     controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
@@ -113,7 +116,7 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     SpanCounter(tracing.registry)
     calls = metrics.Group("Every process", "Callers that were not admitted (security.md).")
     calls.registry.register(_access_metrics(folder))
-    return [router, gateway, worker, prefill, decode, controller, tls, tracing, calls]
+    return [router, gateway, worker, prefill, decode, answers, controller, tls, tracing, calls]
 
 
 def _access_metrics(folder: Path) -> AccessMetrics:

@@ -2,5 +2,5 @@
 
 messages  what travels            host   the process: reads, answers, ends with its driver
 stock     vLLM as it is           ours   a prefill worker's engine, without router and Ray
-link      the driver's end: starts the process, sends, receives, ends it
+link      the driver's end: sends, receives            process  starts the process, and ends it
 """

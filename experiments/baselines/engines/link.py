@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -28,13 +23,12 @@ from experiments.baselines.engines.messages import (
     read,
     write,
 )
+from experiments.baselines.engines.process import HostProcess
 from experiments.baselines.systems import SystemDiedError
 from stream2llm.api.errors import Stream2LLMError
 
 START_TIMEOUT_S = 300.0
 COMMAND_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
-_LOG_TAIL_BYTES = 4000
 
 
 class RequestFailedError(Stream2LLMError):
@@ -46,9 +40,8 @@ class RequestFailedError(Stream2LLMError):
 class EngineLink:
     """One engine. Build it with `start`, end it with `stop`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: HostProcess) -> None:
         self._process = process
-        self._log = log
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._receiving: asyncio.Task[None]
@@ -62,8 +55,8 @@ class EngineLink:
         """Returns when the engine is ready; raises SystemDiedError with its log otherwise."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _start_process(spec, theirs, log)
-        link = cls(process, log)
+            module, argument = "experiments.baselines.engines.host", json.dumps(asdict(spec))
+            link = cls(HostProcess(module, theirs, argument, log))
         link._reader, link._writer = await asyncio.open_connection(sock=ours)
         link._receiving = asyncio.create_task(link._receive())
         try:
@@ -93,6 +86,20 @@ class EngineLink:
 
     async def answer(self, request_id: str) -> AsyncIterator[int]:
         """Numbers of new tokens, to the end; raises RequestFailedError."""
+        async for message in self._tokens(request_id):
+            if message.count:
+                yield message.count
+
+    async def transfer(self, request_id: str) -> dict[str, Any]:
+        """vLLM's transfer parameters at the end of an answer; raises RequestFailedError."""
+        found: dict[str, Any] | None = None
+        async for message in self._tokens(request_id):
+            found = message.transfer
+        if not found:
+            raise RequestFailedError("the engine hands no KV over")
+        return found
+
+    async def _tokens(self, request_id: str) -> AsyncIterator[Tokens]:
         queue = self._answers[request_id]
         while True:
             message = await queue.get()
@@ -100,8 +107,7 @@ class EngineLink:
                 if self._receiving.done():
                     raise self.died()
                 raise RequestFailedError(message.error)
-            if message.count:
-                yield message.count
+            yield message
             if message.finished:
                 return
 
@@ -125,7 +131,7 @@ class EngineLink:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             reply = await self._replies[number]
         if reply.error:
-            raise SystemDiedError(f"{name}: {reply.error}; {self._log} ends with:\n{self._tail()}")
+            raise SystemDiedError(self._process.epitaph(f"{name}: {reply.error}"))
         return reply.value
 
     # -- receiving -----------------------------------------------------------------
@@ -154,36 +160,11 @@ class EngineLink:
 
     def died(self) -> SystemDiedError:
         """With the end of the log."""
-        return SystemDiedError(f"an engine's process ended; {self._log} ends with:\n{self._tail()}")
-
-    def _tail(self) -> str:
-        with suppress(OSError):
-            return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
-        return "(no log)"
+        return SystemDiedError(self._process.epitaph("an engine's process ended"))
 
     async def stop(self) -> None:
         """Ends the engine and every process of it; may be called again."""
         self._writer.close()
-        with suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await asyncio.to_thread(self._process.wait)
+        await self._process.end()
         self._receiving.cancel()
         await asyncio.gather(self._receiving, return_exceptions=True)
-
-
-def _start_process(spec: HostSpec, connection: socket.socket, log: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C shall reach the driver alone, and whatever the engine
-    starts can be ended as one group."""
-    descriptor = connection.fileno()
-    command = (sys.executable, "-m", "experiments.baselines.engines.host", str(descriptor))
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [*command, json.dumps(asdict(spec))],
-            pass_fds=(descriptor,),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )

@@ -17,6 +17,7 @@ from cost_profiles.decision import Mode
 from stream2llm.serving.settings.worker_options import PrefillOptions
 
 Kind = Literal["stock", "ours"]
+KvRole = Literal["kv_producer", "kv_consumer"]
 _LENGTH_BYTES = 4
 
 
@@ -33,6 +34,8 @@ class HostSpec:
     token_budget: int
     max_num_seqs: int
     max_model_len: int
+    # Part of a pair over vLLM's own NIXL connector; for the stock engine only.
+    kv_role: KvRole | None = None
     # For our engine only.
     preemption: Mode = PrefillOptions().preemption
 
@@ -43,6 +46,8 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     request_id: str
     token_ids: list[int]
     max_tokens: int
+    # vLLM's `kv_transfer_params`.
+    transfer: dict[str, Any] | None = None
 
 
 class Feed(msgspec.Struct, tag=True, frozen=True):
@@ -90,6 +95,8 @@ class Tokens(msgspec.Struct, tag=True, frozen=True):
     request_id: str
     count: int
     finished: bool
+    # With the last ones: vLLM's `kv_transfer_params`.
+    transfer: dict[str, Any] | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 
 from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
-from experiments.baselines.engines.stock import common_args, empty_cache, settings_of
+from experiments.baselines.engines.stock import HOST, common_args, empty_cache, settings_of
 from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
@@ -26,7 +26,6 @@ from stream2llm.serving.settings.worker_spec import WorkerSpec
 from stream2llm.serving.system.ports import pick_port
 from stream2llm.workload.report.summary import PREEMPTIONS
 
-_HOST = "127.0.0.1"
 OFFLOAD_POOL_GIB = 1.0
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0, ignore_eos=True)
 
@@ -37,7 +36,7 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         worker_id="prefill-0",
         role="prefill",
         model_path=spec.model_path,
-        host=_HOST,
+        host=HOST,
         metrics_port=0,
         engine_args=common_args(spec),
         options=WorkerOptions(
@@ -65,8 +64,8 @@ class OurEngine:
     @classmethod
     async def start(cls, spec: HostSpec, send: Send) -> OurEngine:
         """Starts vLLM with our scheduler, and the channel to it."""
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = _HOST
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(pick_port(_HOST, str(os.getpid())))
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = HOST
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(pick_port(HOST, str(os.getpid())))
         engine = await start_prefill_engine(worker_spec(spec), EngineStats())
         stack = AsyncExitStack()
         channel = open_control_channel(engine, lambda report: None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import StreamingInput
 from vllm.inputs import tokens_input
@@ -17,6 +19,9 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.engine.stats import StatsRelay
+from stream2llm.serving.system.ports import pick_port
+
+HOST = "127.0.0.1"
 
 
 def common_args(spec: HostSpec) -> dict[str, Any]:
@@ -33,6 +38,27 @@ def common_args(spec: HostSpec) -> dict[str, Any]:
     }
 
 
+def _pair_args(spec: HostSpec) -> dict[str, Any]:
+    """One half of a pair, with vLLM's own connector; the port of its side channel is in the environment.
+
+    On CPUs with our worker (stream2llm/engine/cpu_worker.py): with the stock one each idle engine's
+    NIXL thread takes a whole core, and all engines compute on the last core.
+    """
+    if spec.kv_role is None:
+        return {}
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = HOST
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(pick_port(HOST, str(os.getpid())))
+    transfer = KVTransferConfig(
+        kv_connector="NixlConnector",
+        kv_role=spec.kv_role,
+        kv_buffer_device="cpu",
+        # Otherwise decode would quietly compute a prompt whose KV was lost.
+        kv_load_failure_policy="fail",
+    )
+    worker = "stream2llm.engine.cpu_worker.QuietCPUWorker"
+    return {"kv_transfer_config": transfer, "worker_cls": worker}
+
+
 class StockEngine:
     """See `HostedEngine`."""
 
@@ -47,7 +73,10 @@ class StockEngine:
     async def start(cls, spec: HostSpec, send: Send) -> StockEngine:
         counts = Counts()
         args = AsyncEngineArgs(
-            model=spec.model_path, enable_log_requests=False, **common_args(spec)
+            model=spec.model_path,
+            enable_log_requests=False,
+            **common_args(spec),
+            **_pair_args(spec),
         )
         llm = AsyncLLM.from_engine_args(args, stat_loggers=[counts.as_logger])
         return cls(llm, counts, send)
@@ -59,7 +88,8 @@ class StockEngine:
     async def ask(self, message: Ask) -> None:
         """One ordinary request."""
         prompt = tokens_input(message.token_ids)
-        await self._run(message.request_id, prompt, _params(message.max_tokens))
+        params = _params(message.max_tokens, message.transfer)
+        await self._run(message.request_id, prompt, params)
 
     async def feed(self, message: Feed) -> None:
         """A part of a streaming input. Only the tokens of the last part are the answer's."""
@@ -92,7 +122,8 @@ class StockEngine:
         if parts is not None:
             count = parts.num_of_answer(count)
         if count or output.finished:
-            self._send(Tokens(request_id, count, output.finished))
+            transfer = output.kv_transfer_params if output.finished else None
+            self._send(Tokens(request_id, count, output.finished, transfer))
 
     async def splice(self, message: Splice) -> None:
         """Not stock vLLM's."""
@@ -180,8 +211,11 @@ class Counts:
 
 
 async def empty_cache(llm: AsyncLLM) -> None:
-    """Waits until no block is held; raises RuntimeError after five seconds."""
-    for _ in range(50):
+    """Waits until no block is held; raises RuntimeError after 45 seconds.
+
+    A hand-over that decode will not read is held to the end of its lease, 30 s by default.
+    """
+    for _ in range(450):
         if await llm.reset_prefix_cache():
             return
         await asyncio.sleep(0.1)
@@ -203,11 +237,12 @@ def settings_of(config: Any) -> dict[str, str | float]:
     }
 
 
-def _params(max_tokens: int) -> SamplingParams:
+def _params(max_tokens: int, transfer: dict[str, Any] | None = None) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=0.0,
         ignore_eos=True,
         detokenize=False,
+        extra_args=None if transfer is None else {"kv_transfer_params": transfer},
         output_kind=RequestOutputKind.DELTA,
     )

@@ -114,7 +114,7 @@ def _panel_lines(view: View) -> Iterable[tuple[str, str]]:
     yield "", f"{_latency(view.ttft_ever)} since the start"
     yield (
         "memory",
-        f"KV blocks prefill {_usage(view.prefill_kv)}, decode {_usage(view.decode_kv)},"
+        f"KV blocks {', '.join(f'{role} {_usage(use)}' for role, use in view.kv.items()) or 'none'},"
         f" offload {_usage(view.offload_pool)}",
     )
     hits = view.hits

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from stream2llm.api.loopback import host_of
 from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.scrape import Replica, Scrape
 from stream2llm.serving.http.exposition import Page, gained, merged, quantile
-from stream2llm.serving.settings.worker_spec import PREFILLING
+from stream2llm.serving.settings.worker_spec import PREFILLING, Role
 from stream2llm.workload.replay.metrics import KV_BLOCKS, KV_HELD, PREFILL_SESSIONS, policy_of
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -26,11 +27,11 @@ class WorkerRow:
     incarnation: int
     kv_held: float | None = None
     kv_blocks: float | None = None
-    # prefill: sessions with tokens to compute, and those short of KV blocks; decode: vLLM's
+    # prefill, mixed: sessions with tokens to compute, and those short of KV blocks; decode: vLLM's
     # running and waiting requests; router: open sessions.
     running: float | None = None
     waiting: float | None = None
-    # prefill: computed; decode: generated; router: sent to clients.
+    # prefill: computed; decode: generated; mixed: both; router: sent to clients.
     tokens_per_s: float | None = None
     # Why it is not well.
     problem: str = ""
@@ -95,8 +96,8 @@ class View:
     ttft: Latency
     # Since the routers started.
     ttft_ever: Latency
-    prefill_kv: Usage
-    decode_kv: Usage
+    # Of the roles that there are.
+    kv: Mapping[Role, Usage]
     offload_pool: Usage
     hits: Hits
     # Per second: by action, and by reason.
@@ -113,9 +114,7 @@ def view_of(before: Scrape, after: Scrape) -> View:
     """Returns the frame; `before` may be the same scrape, then nothing has happened."""
     seconds = max(after.at_s - before.at_s, 0.0)
     gains = {each.name: _gain(before, after, each) for each in after.replicas}
-    roles: dict[str, Collection[str]]
-    roles = {"router": {"router"}, "prefill": PREFILLING, "decode": {"decode"}}
-    now = {name: _of_roles(after, each) for name, each in roles.items()}
+    routers, prefilling = _of_roles(after, {"router"}), _of_roles(after, PREFILLING)
     gain = merged(gains.values())
     return View(
         interval_s=seconds,
@@ -123,13 +122,12 @@ def view_of(before: Scrape, after: Scrape) -> View:
         policy=_policy(after),
         controller_problem=after.controller_error.message if after.controller_error else "",
         workers=tuple(_row(each, after, gains[each.name], seconds) for each in after.replicas),
-        tenants=_tenants(now["router"], gain, seconds),
-        sessions=now["router"].by_label(metric.ACTIVE, "phase"),
+        tenants=_tenants(routers, gain, seconds),
+        sessions=routers.by_label(metric.ACTIVE, "phase"),
         ttft=_latency(gain, metric.TTFT),
-        ttft_ever=_latency(now["router"], metric.TTFT),
-        prefill_kv=_kv(now["prefill"]),
-        decode_kv=_kv(now["decode"]),
-        offload_pool=_offload(now["prefill"]),
+        ttft_ever=_latency(routers, metric.TTFT),
+        kv={role: _kv(_of_roles(after, {role})) for role in _worker_roles(after)},
+        offload_pool=_offload(prefilling),
         hits=_hits(gain),
         preemptions=_rates(gain.by_label(metric.PREEMPTIONS, "action"), seconds),
         refusals=_rates(gain.by_label(metric.ERRORS, "reason"), seconds),
@@ -161,6 +159,11 @@ def _gain(before: Scrape, after: Scrape, replica: Replica) -> Page:
     if then is not None and known[replica.name] != replica.incarnation:
         return gained(None, now)
     return gained(then or now, now)
+
+
+def _worker_roles(scrape: Scrape) -> list[Role]:
+    present = {each.role for each in scrape.replicas}
+    return [role for role in get_args(Role) if role in present]
 
 
 def _of_roles(scrape: Scrape, roles: Collection[str]) -> Page:
@@ -210,6 +213,11 @@ def _prefill_load(page: Page, gain: Page) -> _Load:
     )
 
 
+def _mixed_load(page: Page, gain: Page) -> _Load:
+    running, waiting, computed = _prefill_load(page, gain)
+    return running, waiting, (computed or 0.0) + (gain.sum(metric.GENERATED) or 0.0)
+
+
 def _decode_load(page: Page, gain: Page) -> _Load:
     return page.sum(metric.RUNNING), page.sum(metric.WAITING), gain.sum(metric.GENERATED)
 
@@ -223,7 +231,7 @@ _LOAD = {
     "gateway": _gateway_load,
     "prefill": _prefill_load,
     "decode": _decode_load,
-    "mixed": _prefill_load,
+    "mixed": _mixed_load,
 }
 
 

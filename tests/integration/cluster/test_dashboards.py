@@ -51,18 +51,30 @@ async def test_every_panel_has_data_and_can_be_drawn(
     cluster: Cluster, client: AsyncClient, tmp_path: Path
 ) -> None:
     with prometheus.running(cluster.http_address, tmp_path) as server:
-        rounds = itertools.count()
-
-        async def without_data() -> list[str]:
-            await load(client, next(rounds))
-            return await asyncio.to_thread(_without_data, server)
-
-        await eventually(without_data, lambda names: not names, TIMEOUT_S)
+        await until_all_have_data(server, client)
         end_s = time.time()
         written = await asyncio.to_thread(
             write_pictures, server, end_s - DRAWN_S, end_s, tmp_path / "figures"
         )
         assert len(written) == len(DASHBOARDS)
+
+
+@pytest.mark.cluster("mixed-1")
+async def test_no_panel_is_empty_where_only_mixed_workers_are(
+    cluster: Cluster, client: AsyncClient, tmp_path: Path
+) -> None:
+    with prometheus.running(cluster.http_address, tmp_path) as server:
+        await until_all_have_data(server, client)
+
+
+async def until_all_have_data(server: Prometheus, client: AsyncClient) -> None:
+    rounds = itertools.count()
+
+    async def without_data() -> list[str]:
+        await load(client, next(rounds))
+        return await asyncio.to_thread(_without_data, server)
+
+    await eventually(without_data, lambda names: not names, TIMEOUT_S)
 
 
 def _without_data(server: Prometheus) -> list[str]:

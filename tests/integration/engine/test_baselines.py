@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from experiments.baselines.answering import EngineSystem
-from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, ours
+from experiments.baselines.answering import EngineSystem, PairSystem
+from experiments.baselines.cells import (
+    DISAGGREGATED,
+    DISAGGREGATED_WARMED,
+    NON_STREAMING,
+    STREAMED,
+    WARMED,
+    ours,
+)
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.link import EngineLink
-from experiments.baselines.engines.messages import HostSpec, Kind
+from experiments.baselines.engines.messages import HostSpec, Kind, KvRole
 from experiments.baselines.systems import SystemDiedError
 from experiments.token_sessions import generated
 from stream2llm.models.store import ensure_random_llama
@@ -72,6 +81,28 @@ async def test_every_way_to_ask_answers_every_question(
             if names is not STOCK:
                 assert summary.computed_tokens
                 assert summary.computed_tokens >= summary.input_tokens - NUM_SESSIONS
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[EngineLink, EngineLink]]:
+    roles: tuple[KvRole, KvRole] = ("kv_producer", "kv_consumer")
+    async with AsyncExitStack() as stack:
+        links = []
+        for role in roles:
+            spec = replace(a_spec("stock"), kv_role=role)
+            links.append(await EngineLink.start(spec, tmp_path / role))
+            stack.push_async_callback(links[-1].stop)
+        yield links[0], links[1]
+
+
+async def test_a_pair_of_stock_engines_answers_every_question(
+    pair: tuple[EngineLink, EngineLink],
+) -> None:
+    """A read that fails would fail its request: decode does not compute prompts instead."""
+    for name in (DISAGGREGATED, DISAGGREGATED_WARMED):
+        record = await played(PairSystem(name, *pair, max_tokens=4), "crawler", name)
+        assert [session.error for session in record.sessions] == [""] * NUM_SESSIONS, name
+        assert [len(s.token_times_s) for s in record.sessions] == [4] * NUM_SESSIONS, name
 
 
 @pytest.mark.parametrize("link", ["ours"], indirect=True)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from experiments.baselines.cells import (
     BURSTS,
+    COMPARISONS,
+    DISAGGREGATED,
+    DISAGGREGATED_WARMED,
     HEAVY,
     LOADS,
     NON_STREAMING,
     SHAPES,
     STREAMED,
+    WARMED,
     Cell,
     Load,
     Options,
     Turn,
     cells_of,
+    is_mixed,
+    mixed,
     ours,
     phases,
     policy_of,
@@ -29,7 +37,16 @@ from experiments.baselines.cells import (
     systems_of,
     turns,
 )
+from experiments.baselines.cluster_host import (
+    ClusterHostSpec,
+    cluster_config,
+    spec_of,
+)
+from experiments.baselines.cluster_host import (
+    Shape as ClusterShape,
+)
 from experiments.baselines.command import add_options, options_of
+from experiments.baselines.engines.messages import HostSpec
 from experiments.baselines.scaling import Pace, at_paper_speed
 from experiments.baselines.schedule import sessions_of
 from prefill_worker.policy import POLICIES
@@ -47,7 +64,8 @@ def test_vllms_streaming_takes_part_where_contexts_are_appended_only() -> None:
 
 
 def test_whole_systems_meet_at_heavy_load_only() -> None:
-    assert [cell.load for cell in cells_of("whole", "anns")] == [HEAVY]
+    for comparison in ("whole", "mixed"):
+        assert [cell.load for cell in cells_of(comparison, "anns")] == [HEAVY]
     assert [cell.load for cell in cells_of("engine", "anns")] == list(LOADS)
 
 
@@ -73,7 +91,7 @@ def test_every_system_runs_once_in_each_repetition_of_each_cell() -> None:
 
 def test_systems_of_a_cell_run_one_after_the_other_and_take_turns_in_being_first() -> None:
     plan = list(turns(cells_of("whole", "crawler"), POLICY_NAMES, 2))
-    first, second = plan[:5], plan[5:]
+    first, second = plan[: len(plan) // 2], plan[len(plan) // 2 :]
     assert {turn.repetition for turn in first} == {1}
     assert {turn.system for turn in first} == {turn.system for turn in second}
     assert first[0].system != second[0].system
@@ -85,6 +103,41 @@ def test_the_name_of_a_system_of_ours_tells_its_policy() -> None:
     by_mode = ours("lcas", "swap")
     assert (policy_of(by_mode), preemption_of(by_mode)) == ("lcas", "swap")
     assert preemption_of(ours("lcas")) == "cost"
+
+
+def test_a_pair_of_stock_engines_and_a_mixed_cluster_are_whole_systems() -> None:
+    by_mixed = mixed("fcfs")
+    pairs = {DISAGGREGATED, DISAGGREGATED_WARMED}
+    of_engines, of_whole, at_both_cores = (
+        set(systems_of(Cell(comparison, "anns", HEAVY), POLICY_NAMES)) for comparison in COMPARISONS
+    )
+    assert not of_engines & {*pairs, by_mixed}
+    assert of_whole > {*pairs, by_mixed, ours("fcfs")}
+    # One core that prefills cannot take what two can.
+    assert at_both_cores == {NON_STREAMING, WARMED, by_mixed}
+
+
+def test_a_mixed_cluster_has_the_policy_of_its_name() -> None:
+    name = mixed("lcas")
+    assert (policy_of(name), preemption_of(name), is_mixed(name)) == ("lcas", "cost", True)
+    assert not is_mixed(ours("lcas"))
+    assert not is_mixed(DISAGGREGATED)
+
+
+@pytest.mark.parametrize("shape", ["apart", "mixed"])
+def test_both_clusters_have_two_workers_with_a_core_each(
+    shape: ClusterShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.lab_cluster.ensure_random_llama", lambda _: tmp_path)
+    engine = HostSpec("stock", "", (0,), 401, 32, 512, 256, 8192)
+    spec = ClusterHostSpec(shape, "shallow", engine, (4, 7))
+    assert spec_of(json.dumps(asdict(spec))) == spec
+    config = cluster_config(spec)
+    found = {role: (each.replicas, each.cpu_bind) for role, each in config.worker_sections}
+    apart = {"prefill": (1, "4"), "decode": (1, "7")}
+    assert found == (apart if shape == "apart" else {"mixed": (2, "4;7")})
+    for _, section in config.worker_sections:
+        assert section.engine["max_num_batched_tokens"] == 512
 
 
 def test_bursts_have_as_many_sessions_and_more_of_them_at_once() -> None:

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from experiments.baselines.answering import NonStreaming, Ours, Streaming, Warmed
+from experiments.baselines.answering import (
+    Disaggregated,
+    NonStreaming,
+    Ours,
+    Streaming,
+    Warmed,
+)
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.messages import Ask, End, Feed, Splice
 from experiments.baselines.systems import SystemDiedError
@@ -140,6 +146,10 @@ class FakeLink:
     async def answer(self, request_id: str) -> AsyncIterator[int]:
         yield 1
 
+    async def transfer(self, request_id: str) -> dict[str, Any]:
+        assert self.sent[-1] == Ask(request_id, self.sent[-1].token_ids, 1, self.sent[-1].transfer)
+        return {"blocks of": request_id}
+
 
 async def sent_by(kind: Any, session: PlannedSession, *more: int) -> list[Any]:
     link = FakeLink()
@@ -173,6 +183,31 @@ async def test_warmed_sends_the_prompt_so_far_and_ends_the_older_warm_up(
         assert longer.token_ids[: len(shorter.token_ids)] == shorter.token_ids
     ended = [message.request_id for message in sent if isinstance(message, End)]
     assert ended == [ask.request_id for ask in asks[:-1]]
+
+
+@pytest.mark.parametrize("kind", [NonStreaming, Warmed])
+async def test_a_pair_gets_the_prompt_twice_and_decode_what_prefill_says_of_its_kv(
+    session: PlannedSession, kind: Any
+) -> None:
+    prefill, decode = FakeLink(), FakeLink()
+    links: Any = (prefill, decode)
+    asking = Disaggregated(kind(prefill, session, 1), links, session, 5)
+    *before, last = submissions(session)
+    for change in before:
+        await asking.change(change)
+    assert not decode.sent
+    assert [each async for each in asking.finish(last)] == [1]
+    handed_over, (answer,) = prefill.sent[-1], decode.sent
+    assert handed_over.transfer["do_remote_decode"]
+    assert (handed_over.token_ids, handed_over.max_tokens) == (prompt_ids(session), 1)
+    assert (answer.token_ids, answer.max_tokens) == (prompt_ids(session), 5)
+    assert answer.transfer == {"blocks of": handed_over.request_id}
+    warm_ups = [each for each in prefill.sent[:-1] if isinstance(each, Ask)]
+    assert len(warm_ups) == (0 if kind is NonStreaming else len(session.steps) - 1)
+    assert not any(each.transfer for each in warm_ups), "their blocks would be held for a reader"
+    await asking.cancel()
+    assert prefill.sent[-1] == End(handed_over.request_id)
+    assert decode.sent[-1] == End(answer.request_id)
 
 
 async def test_streaming_sends_each_part_once_and_the_question_with_the_last(

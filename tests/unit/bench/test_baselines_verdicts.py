@@ -7,7 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.baselines.cells import NON_STREAMING, WARMED, ours
+from experiments.baselines.cells import (
+    DISAGGREGATED_WARMED,
+    NON_STREAMING,
+    WARMED,
+    mixed,
+    ours,
+)
 from experiments.baselines.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
 from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.report import Verdict
@@ -126,6 +132,26 @@ def test_what_is_wanted_is_judged_at_heavy_load_for_policies_but_the_default() -
         f"{FCFS} completes the trace within 1 % of {NON_STREAMING}": False,
         f"{FCFS} better than {WARMED} at P50, P95 and P99": False,
         f"{FCFS} better than {DEFAULT} at P50, P95 and P99": True,
+    }
+
+
+def test_a_mixed_cluster_has_to_be_as_good_as_every_stock_system() -> None:
+    by_mixed = mixed("srpf")
+    runs = [
+        a_run(NON_STREAMING, around(0.9)),
+        a_run(DISAGGREGATED_WARMED, around(0.1)),
+        a_run(WARMED, around(0.05)),
+        a_run(DEFAULT, around(0.05)),
+        a_run(by_mixed, around(0.1)),
+    ]
+    found = wanted(against_all(runs))
+    holds = {row.what.removeprefix(f"{CELL}: "): row.holds for row in found}
+    assert holds == {
+        f"median TTFT of {by_mixed} 8 x that of {NON_STREAMING} or better": True,
+        f"{by_mixed} completes the trace within 1 % of {NON_STREAMING}": True,
+        f"{by_mixed} better than or equal to {NON_STREAMING} at P50, P95 and P99": True,
+        f"{by_mixed} better than or equal to {DISAGGREGATED_WARMED} at P50, P95 and P99": True,
+        f"{by_mixed} better than or equal to {WARMED} at P50, P95 and P99": False,
     }
 
 

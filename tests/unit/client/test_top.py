@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from rich.console import Console
 from typer.testing import Result
 
@@ -217,6 +217,32 @@ def test_what_was_counted_before_the_first_look_is_no_rate() -> None:
     assert view_of(Scrape(0.0), processes.scrape(2.0)).workers[1].tokens_per_s == 0
 
 
+def test_mixed_workers_alone_have_their_figures() -> None:
+    """Tokens of prompts from our scheduler, and of answers from vLLM."""
+    registry = CollectorRegistry()
+    prefill = PrefillMetrics(registry, role="mixed")
+    generated = Counter("vllm:generation_tokens", "as vLLM's", registry=registry)
+    status = WorkerStatus(
+        num_sessions=3, num_kv_blocks=1000, num_kv_blocks_held=250, block_size=16, pids=()
+    )
+    registry.register(WorkerGauges("mixed", lambda: status))
+
+    def scrape(at_s: float) -> Scrape:
+        page = parse(generate_latest(registry).decode(), metric.WANTED)
+        return Scrape(at_s, "0.1.0", "srpf", (a_replica("mixed-0"),), {"mixed-0": page})
+
+    prefill.record(a_report())
+    before = scrape(0.0)
+    prefill.record(a_report(computed_tokens=600))
+    generated.inc(20)
+    view = view_of(before, scrape(2.0))
+    (row,) = view.workers
+    assert (row.running, row.waiting, row.tokens_per_s) == (2, 0, 310)
+    assert view.kv == {"mixed": Usage(250, 1000)}
+    assert view.offload_pool == Usage(16, 64)
+    assert "KV blocks mixed 25% of 1000, offload 25% of 64" in text_of(view)
+
+
 def test_what_gives_no_answer_is_shown_and_counts_for_nothing() -> None:
     processes = Processes()
     before, after = processes.scrape(0.0), processes.scrape(2.0)
@@ -225,7 +251,7 @@ def test_what_gives_no_answer_is_shown_and_counts_for_nothing() -> None:
     silent = view.workers[1]
     assert (silent.state, silent.problem) == ("no answer", "no metrics: Connection refused")
     assert silent.kv_blocks is None
-    assert (view.num_ready, view.prefill_kv.total) == (2, 0)
+    assert (view.num_ready, view.kv["prefill"].total) == (2, 0)
     assert "prefill-0: no metrics: Connection refused" in text_of(view)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from decode_worker.answer_metrics import AnswerMetrics
 from decode_worker.answer_order import AnswerOrder
 from stream2llm.api.tenant import MAX_PRIORITY, MIN_PRIORITY, TenantShare
+from stream2llm.engine.answer_metrics import AnswerMetrics
 from stream2llm.serving.settings.tenant_options import OTHERS, TenantOptions, TenantsOptions
 from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.steps import StepLaw
@@ -63,7 +63,7 @@ def test_room_that_was_not_used_is_given_back() -> None:
 def test_what_tenants_use_is_counted_by_the_configured_ones_and_is_nothing_at_the_end() -> None:
     order = AnswerOrder(TenantsOptions(named={"heavy": TenantOptions()}))
     registry = CollectorRegistry()
-    registry.register(AnswerMetrics(order))
+    registry.register(AnswerMetrics(order.uses))
 
     def shown(tenant: str) -> tuple[float | None, ...]:
         name, labels = "stream2llm_tenant_answer", {"tenant": tenant}

@@ -50,6 +50,31 @@ def test_every_metric_that_is_asked_for_exists() -> None:
     assert len(asked) > 20
 
 
+def metrics_of(*sections: str) -> set[str]:
+    """Names of the metrics in those sections of the reference; histograms by their base name."""
+    parts = re.split(r"^## ", PAGES["metrics.md"](), flags=re.M)
+    chosen = [part for part in parts if part.partition("\n")[0] in sections]
+    assert len(chosen) == len(sections)
+    return set(re.findall(r"^\| `(\w+)`", "\n".join(chosen), re.M))
+
+
+def test_a_cluster_of_mixed_workers_alone_leaves_no_panel_empty() -> None:
+    """What only decode workers count, and hand-overs, is 0 there; tests of a cluster ask for the rest."""
+    of_handovers = {"stream2llm_handover_exposed_seconds", "stream2llm_handover_latency_seconds"}
+    absent = metrics_of("Decode worker") | of_handovers
+    assert absent & metrics_of("Prefill or mixed worker", "Decode or mixed worker") == set()
+    asked = [
+        query.expr for board in DASHBOARDS for panel in board.panels for query in panel.queries
+    ]
+    for expr in asked:
+        names = {
+            re.sub(r"_(bucket|sum|count)$", "", n) for n in re.findall(r"stream2llm_\w+", expr)
+        }
+        assert not names & absent or expr.endswith(" or vector(0)"), expr
+        roles = re.findall(r'role=~?"([^"]*)"', expr)
+        assert all(not role or "mixed" in role.split("|") for role in roles), expr
+
+
 def test_every_alert_has_its_page() -> None:
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.M)
     assert headings == [rule["alert"] for rule in RULES]

@@ -20,6 +20,8 @@ from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import inference_pb2, worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
+from stream2llm.serving.sessions.answer_use import AnswerUse, AnswerUses
+from stream2llm.serving.settings.tenant_options import OTHERS
 from tests.fakes.ordering_engine import OrderingEngine
 
 
@@ -73,7 +75,10 @@ class Router:
 
 
 async def served(
-    monkeypatch: pytest.MonkeyPatch, handover: dict[str, Any] | None, num_tokens: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    handover: dict[str, Any] | None,
+    num_tokens: int = 1,
+    uses: AnswerUses | None = None,
 ) -> tuple[FakeSession, Router, asyncio.Task[None]]:
     """A session that has answered, and its RPC."""
     session, router = FakeSession(handover), Router()
@@ -92,7 +97,8 @@ async def served(
     monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: session)
     monkeypatch.setattr(service, "prefill_outputs", outputs)
     worker: Any = SimpleNamespace(engine=SimpleNamespace(info=SimpleNamespace(vocab_size=10)))
-    running = asyncio.create_task(PrefillService(worker)._run(router.requests(), router))  # type: ignore[arg-type]
+    service_ = PrefillService(worker, uses or AnswerUses())
+    running = asyncio.create_task(service_._run(router.requests(), router))  # type: ignore[arg-type]
     await asyncio.wait_for(router.has_first_token.wait(), 5)
     return session, router, running
 
@@ -116,13 +122,15 @@ async def test_an_rpc_that_breaks_frees_only_what_was_not_handed_over(
 
 
 async def test_an_answer_that_goes_on_here_comes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    session, router, running = await served(monkeypatch, None, num_tokens=3)
+    uses = AnswerUses()
+    session, router, running = await served(monkeypatch, None, num_tokens=3, uses=uses)
     router.closes.set()
     await asyncio.wait_for(running, 5)
     kinds = [message.WhichOneof("event") for message in router.messages]
     assert kinds == ["first_token", "step", "step"]
     ended = worker_pb2.TokenStep(token_ids=[7], finish_reason=inference_pb2.FINISH_REASON_LENGTH)
     assert router.messages[-1].step == ended
+    assert uses.by_label == {OTHERS: AnswerUse(decoded_tokens=2)}
     assert not router.messages[0].first_token.step.finish_reason
     assert session.num_cancels == 1
 
@@ -151,7 +159,7 @@ def opened(
     monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: FakeSession(None))
     grammars = GrammarMetrics("prefill", engine.registry)
     worker: Any = SimpleNamespace(engine=engine, grammars=grammars)
-    running = asyncio.create_task(PrefillService(worker)._run(requests(), router))  # type: ignore[arg-type]
+    running = asyncio.create_task(PrefillService(worker, AnswerUses())._run(requests(), router))  # type: ignore[arg-type]
     return router, running
 
 

@@ -156,6 +156,28 @@ async def test_a_cancelled_answer_ends_at_the_worker(two: Ring) -> None:
     worker.prefill.may_step.set()
 
 
+async def test_a_long_prompt_goes_past_a_mixed_worker_with_answers_under_way(
+    make_ring: Any,
+) -> None:
+    """The mixed worker has one session, which answers, and prefill one that waits for context."""
+    ring = await make_ring(num_mixed=1)
+    mixed = ring.worker("mixed")
+    mixed.prefill.hold_after_steps = 1
+    first = await begun(ring)
+    await first.next("delta")
+    await first.next("delta")
+    waiting = ring.converse()
+    await waiting.open("one two ", sampling=SAMPLING)
+    await waiting.next("accepted")
+    third = ring.converse()
+    await third.open(" ".join(["one"] * 200), sampling=SAMPLING)
+    await third.next("accepted")
+    assert [len(w.prefill.records) for w in (mixed, ring.worker("prefill"))] == [1, 2]
+    for session in (first, waiting, third):
+        session.call.cancel()
+    mixed.prefill.may_step.set()
+
+
 async def test_both_kinds_are_used_by_load(make_ring: Any) -> None:
     ring = await make_ring(num_mixed=1)
     sessions = []
@@ -175,15 +197,29 @@ async def test_both_kinds_are_used_by_load(make_ring: Any) -> None:
     assert len(ring.decode.requests) == 1
 
 
-def view(worker_id: str, num_sessions: int = 0, *, usable: bool = True) -> WorkerView:
+def view(
+    worker_id: str, num_sessions: int = 0, *, usable: bool = True, num_answering: int = 0
+) -> WorkerView:
     role: Role = worker_id.split("-")[0]  # type: ignore[assignment]
-    return WorkerView(worker_id, role, usable, num_sessions)
+    return WorkerView(worker_id, role, usable, num_sessions, num_answering)
 
 
 def test_a_session_begins_at_the_least_loaded_of_both_kinds() -> None:
     decode = view("decode-0")
     assert pick([view("prefill-0", 2), view("mixed-0", 1), decode], "prefill") == "mixed-0"
     assert pick([view("prefill-0", 1), view("mixed-0", 2), decode], "prefill") == "prefill-0"
+
+
+def test_a_long_prompt_counts_the_answers_that_it_would_hold_up() -> None:
+    workers = [view("prefill-0", 4), view("mixed-0", 3, num_answering=2), view("decode-0")]
+    chosen = [pick(workers, "prefill", num_tokens) for num_tokens in (0, 1000, 1100, 100_000)]
+    assert chosen == ["mixed-0", "mixed-0", "prefill-0", "prefill-0"]
+    busier = [view("prefill-0", 6), *workers[1:]]
+    assert pick(busier, "prefill", 100_000) == "mixed-0", "an answer counts once more, and no more"
+
+
+def test_among_equals_no_kv_is_transferred() -> None:
+    assert pick([view("decode-0"), view("prefill-0"), view("mixed-1")], "prefill") == "mixed-1"
 
 
 def test_no_session_depends_on_decode_workers_that_are_away_where_one_is_mixed() -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a decode worker by tenant: number of answers, tokens they hold, tokens decoded."""
+"""Metrics of a decode or mixed worker by tenant: answers, tokens they hold, tokens decoded."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from decode_worker.answer_order import AnswerOrder
+from stream2llm.serving.sessions.answer_use import AnswerUses
 
 _TENANTS = "by tenant: those of the configuration, and all others together."
 
 
 class AnswerMetrics(Collector):
-    """Reads the figures of an `AnswerOrder` at each scrape."""
+    """Reads the figures at each scrape."""
 
-    def __init__(self, order: AnswerOrder) -> None:
-        self._order = order
+    def __init__(self, uses: AnswerUses) -> None:
+        self._uses = uses
 
     def collect(self) -> Iterator[Metric]:
         """Answers by state, the tokens that they hold, and those that steps have brought."""
@@ -32,10 +32,10 @@ class AnswerMetrics(Collector):
         )
         decoded = CounterMetricFamily(
             "stream2llm_tenant_decoded_tokens",
-            f"Tokens that decode computed, {_TENANTS}",
+            f"Tokens of answers that steps brought behind the first, {_TENANTS}",
             labels=("tenant",),
         )
-        for label, use in self._order.uses.items():
+        for label, use in self._uses.by_label.items():
             answers.add_metric((label, "waiting"), use.num_waiting)
             answers.add_metric((label, "running"), use.num_running)
             held.add_metric((label,), use.held_tokens)
