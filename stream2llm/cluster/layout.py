@@ -17,6 +17,7 @@ from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.cluster.worker_config import WorkerConfig
 from stream2llm.engine.model_runner import runner_environment
 from stream2llm.models.context_length import context_length
+from stream2llm.models.store import has_name
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
 from stream2llm.serving.settings.placement import Placement
@@ -214,7 +215,7 @@ class _Layout:
         return WorkerSpec(
             worker_id=f"{role}-{index}",
             role=role,
-            model_path=str(self.model_path or ""),
+            model_path=self._path_for_workers(),
             model=self.config.model,
             host=part.host,
             metrics_port=part.metrics_port + index if part.metrics_port else 0,
@@ -226,6 +227,12 @@ class _Layout:
             security=self.config.security,
             observability=self.config.observability,
         )
+
+    def _path_for_workers(self) -> str:
+        """Empty where each node looks for the model: engines need paths that are the same."""
+        is_joined = self.config.ray.address != "local"
+        is_left_to_nodes = is_joined and has_name(self.config.model)
+        return "" if is_left_to_nodes else str(self.model_path or "")
 
 
 def cores_or_auto(cpu_bind: str, replica: int) -> str:

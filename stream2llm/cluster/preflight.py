@@ -37,7 +37,7 @@ from stream2llm.cluster.vllm_preflight import (
 )
 from stream2llm.engine.parser_names import check_parser
 from stream2llm.models.errors import ModelStoreError
-from stream2llm.models.store import resolve_model
+from stream2llm.models.store import require_same_on_all_nodes, resolve_model
 from stream2llm.serving.actor.node_address import outward_address
 from stream2llm.serving.system.clock import SystemClock
 from stream2llm.serving.system.machine_memory import machine_memory
@@ -98,6 +98,8 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
 
 def find_model(config: ClusterConfig, *, on_this_machine: bool) -> Path | None:
     """As `check_model`; None for a model that is not here and need not be, as the nodes have it."""
+    if not on_this_machine:
+        require_same_on_all_nodes(config.model)
     try:
         return check_model(config)
     except ModelStoreError:

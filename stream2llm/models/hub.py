@@ -17,6 +17,7 @@ from stream2llm.models.errors import ModelStoreError
 _ID = re.compile(r"([\w-][\w.-]*/[\w.-]*\w)(?:@([\w][\w./-]*))?")
 # What an engine and a router read of a model; repositories also hold weights in other formats.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Without these a snapshot in the cache is half of one; other programs leave out some of the rest.
 _NEEDED = ["config.json", "tokenizer*.json", "*.safetensors", "*.jinja"]
 
@@ -37,6 +38,17 @@ def hub_id(text: str) -> HubId | None:
     """The id that this is the text of; None for a plain name, or a path of another form."""
     matched = _ID.fullmatch(text)
     return HubId(*matched.groups()) if matched else None
+
+
+def require_commit(model: HubId) -> None:
+    """Raises ModelStoreError for an id that means what a machine has fetched last."""
+    if not _COMMIT.fullmatch(model.revision or ""):
+        raise ModelStoreError(
+            f"model {model} names no commit, and each node of a Ray that is joined may have"
+            f" fetched another one: name it, as {model.repository}@COMMIT, which `stream2llm model"
+            " fetch` prints",
+            reason="MODEL_NOT_PINNED",
+        )
 
 
 def find(model: HubId) -> Path:

@@ -14,8 +14,10 @@ from huggingface_hub import constants
 from stream2llm.cluster import preflight
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.models import node_path
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.models.hub import HubId, hub_id
+from stream2llm.models.node_path import same_on_all_nodes
 from stream2llm.models.store import fetch_model, resolve_model
 from stream2llm.serving.actor.actor_shell import with_model_of_node
 from stream2llm.serving.settings.router_spec import RouterSpec
@@ -45,6 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(node_path, "LINKS", tmp_path / "links")
         yield made
 
 
@@ -161,7 +164,8 @@ def test_clients_name_a_model_by_what_stands_behind_the_slash() -> None:
 
 
 def test_a_joined_ray_s_model_need_not_be_here(hub: FakeHub) -> None:
-    config = ClusterConfig.model_validate({"model": "org/tiny", "ray": {"address": "auto"}})
+    model = f"org/tiny@{COMMIT}"
+    config = ClusterConfig.model_validate({"model": model, "ray": {"address": "auto"}})
     assert preflight.find_model(config, on_this_machine=False) is None
     with pytest.raises(ModelStoreError, match="model fetch org/tiny"):
         preflight.find_model(config, on_this_machine=True)
@@ -175,9 +179,51 @@ def test_a_node_finds_the_model_that_the_submitting_machine_has_not(hub: FakeHub
     with pytest.raises(ModelStoreError, match="model fetch org/tiny"):
         with_model_of_node(prefill)
     fetched = fetch_model("org/tiny")
-    assert with_model_of_node(prefill).model_path == str(fetched)
+    assert Path(with_model_of_node(prefill).model_path).samefile(fetched)
     found = with_model_of_node(router)
     assert (found.model_path, found.max_model_len) == (str(fetched), 77)
+
+
+def test_workers_of_nodes_with_other_caches_load_the_model_by_the_same_path(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's engines hand KV over only where the paths of their models are equal."""
+    model = f"org/tiny@{COMMIT}"
+    config = ClusterConfig.model_validate({"model": model, "ray": {"address": "auto"}})
+    paths, found = set(), []
+    for node in ("a", "b"):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / node))
+        here = fetch_model(model)
+        # The submitting machine is one of the nodes.
+        _, prefill, decode = (each.spec for each in lay_out(config, here, {}, Factories()))
+        for spec in (prefill, decode):
+            assert isinstance(spec, WorkerSpec)
+            paths.add(with_model_of_node(spec).model_path)
+        assert Path(next(iter(paths))).samefile(here)
+        found.append(here)
+    assert (len(paths), found[0] == found[1]) == (1, False)
+
+
+def test_a_link_in_a_directory_that_others_can_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links, elsewhere, found = (tmp_path / name for name in ("links", "elsewhere", "found"))
+    found.mkdir()
+    monkeypatch.setattr(node_path, "LINKS", links)
+    assert same_on_all_nodes("org/a@b", found).samefile(found)
+    links.chmod(0o777)
+    elsewhere.symlink_to(found)
+    for where in (links, elsewhere):
+        monkeypatch.setattr(node_path, "LINKS", where)
+        with pytest.raises(ModelStoreError, match="only this user can change"):
+            same_on_all_nodes("org/a@b", found)
+
+
+@pytest.mark.parametrize("model", ["org/tiny", "org/tiny@main", "org/tiny@v1"])
+def test_nodes_of_a_joined_ray_need_an_id_with_its_commit(hub: FakeHub, model: str) -> None:
+    with pytest.raises(ModelStoreError, match="names no commit") as refused:
+        preflight.find_model(ClusterConfig(model=model), on_this_machine=False)
+    assert refused.value.reason == "MODEL_NOT_PINNED"
 
 
 def test_engines_limits_are_kept_where_the_node_finds_the_model(hub: FakeHub) -> None:

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.models.context_length import context_length
-from stream2llm.models.store import resolve_model
+from stream2llm.models.node_path import same_on_all_nodes
+from stream2llm.models.store import has_name, resolve_model
 from stream2llm.serving.actor.loss import Loss
 from stream2llm.serving.actor.replica_status import GatewayStatus, RouterStatus
 from stream2llm.serving.actor.root_cause import LogTail, describe_failure
@@ -60,11 +61,13 @@ def with_model_of_node(spec: Spec) -> Spec:
     """The spec with a directory of this node; raises ModelStoreError where the model is not here.
 
     The directory that the submitting machine found, if the node has it, too; else what the
-    configuration's `model` is here.
+    configuration's `model` is here, for a worker by a path that is the same on all nodes.
     """
     if spec.model_path and Path(spec.model_path).is_dir():
         return spec
     path = resolve_model(spec.model or spec.model_path)
+    if isinstance(spec, WorkerSpec) and has_name(spec.model):
+        path = same_on_all_nodes(spec.model, path)
     found = replace(spec, model_path=str(path))
     if isinstance(found, RouterSpec) and not found.max_model_len:
         return replace(found, max_model_len=context_length(path))
