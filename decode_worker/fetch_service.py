@@ -27,6 +27,7 @@ from stream2llm.serving.observability.tracing import NO_TRACE
 from stream2llm.serving.rpc.stream_writer import PeerGoneError
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id
+from stream2llm.serving.sessions.token_bytes import token_list
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class _Rpc:
         if self._fetch is not None:
             await asyncio.wait({self._fetch})
         # Before any failure: the router regards these tokens as sent.
-        self._session.spliced(fetch.keep_tokens, list(fetch.token_ids))
+        self._session.spliced(fetch.keep_tokens, token_list(fetch.token_ids, "fetch.token_ids"))
         self._is_fetching = True
         self._fetch = asyncio.create_task(self._serve(fetch))
         # A task that is cancelled before its first step does not run at all, and this one

@@ -16,7 +16,8 @@ from decode_worker.digest_check import BadKv
 from decode_worker.fetch_ledger import FetchLedger
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_orders import FetchEnd, FetchOrder, FetchResult, LocalTokens, order_to_wire
-from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
+from stream2llm.api.handover import NO_FETCHED_TOKENS
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
 from stream2llm.engine.output_stream import only_output
@@ -50,6 +51,8 @@ class FetchSession:
         self._metrics = metrics
         self._clock = clock
         self._tokens: list[int] = []
+        # How many times it was set.
+        self._num_spliced = 0
         self._request_id = ""
         self._is_given_up = False
         # Last use of the session's KV at this worker.
@@ -79,7 +82,14 @@ class FetchSession:
         self._keys.cut(keep_tokens // self._keys.block_size)
         del self._tokens[keep_tokens:]
         self._tokens += token_ids
+        self._num_spliced += 1
         self._is_given_up = False
+
+    def first_tokens(self, num_tokens: int, num_fetches: int) -> list[int] | None:
+        """The sequence's first tokens; None unless it is that of the fetch of this number."""
+        if num_fetches != self._num_spliced or num_tokens > len(self._tokens):
+            return None
+        return self._tokens[:num_tokens]
 
     async def fetch(self, transfer: dict[str, Any]) -> FetchResult:
         """Fetches the KV of the tokens that `spliced` has set.
@@ -190,6 +200,20 @@ class FetchSessions:
         finally:
             del self._open[session_id]
             session.give_up()
+
+    def first_tokens(self, session_id: str, num_tokens: int, num_fetches: int) -> list[int]:
+        """The first tokens of what a session has fetched with its fetch of that number.
+
+        Raises UnavailableError when it is not open, or its newest fetch is another one.
+        """
+        session = self._open.get(session_id)
+        tokens = session and session.first_tokens(num_tokens, num_fetches)
+        if tokens is None:
+            raise UnavailableError(
+                f"not the state of session {session_id!r} after fetch {num_fetches}",
+                reason=NO_FETCHED_TOKENS,
+            )
+        return tokens
 
     def settle(self, session_id: str, num_prompt_tokens: int, local: LocalTokens) -> None:
         """Settles the session of an answer that begins, if it has prefetched."""

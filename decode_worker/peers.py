@@ -20,6 +20,8 @@ from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.mux.channel import MuxChannel
 from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.sessions.token_bytes import to_bytes
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _SAMPLING = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
@@ -57,7 +59,7 @@ async def connect(
 async def _first_token(call: Call) -> worker_pb2.FirstToken:
     opening = worker_pb2.OpenPrefill(session_id="connect", sampling=fields(_SAMPLING))
     await call.write(worker_pb2.PrefillSessionRequest(open=opening))
-    splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
+    splice = worker_pb2.SplicePrefill(revision=1, token_ids=to_bytes(as_tokens(_PROMPT_TOKEN_IDS)))
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
     await call.write(worker_pb2.PrefillSessionRequest(seal=seal))
     async for response in call:

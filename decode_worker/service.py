@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import grpc
 
@@ -38,6 +38,8 @@ from stream2llm.serving.observability.tracing import Trace, recording
 from stream2llm.serving.rpc.stream_writer import failures_as_status
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id, check_token_ids
+from stream2llm.serving.sessions.token_bytes import num_tokens as num_tokens_in
+from stream2llm.serving.sessions.token_bytes import token_list
 
 _log = logging.getLogger(__name__)
 
@@ -74,24 +76,34 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Hando
 
     async def Decode(self, request: worker_pb2.DecodeRequest, context: ServedCall) -> None:
         """Continues one answer."""
-        num_tokens = len(request.prompt_token_ids)
+        num_tokens = request.keep_tokens + num_tokens_in(request.token_ids)
         notes = DecodeNotes(
             self._begin_trace("decode", context), request.session_id, num_tokens - 1
         )
         bind(LogContext(notes.trace.context, request.session_id))
         async with failures_as_status(context, None, _log, describe):
+            tokens = self._tokens(request)
             transfer = self._transfer(request.handover, num_tokens - 1)
             if request.refuse_when_full:
                 self._require_room(num_tokens)
         # From here on this worker, not the router, is responsible for the hand-over.
-        await context.send_initial_metadata(ACCEPTED_METADATA)
+        async with self._released_on_failure(request.session_id, transfer):
+            await context.send_initial_metadata(ACCEPTED_METADATA)
         async with failures_as_status(context, None, _log, describe):
             with recording(notes.trace, notes.record), self._worker.sessions.reported():
-                async with aclosing(self._steps(request, transfer, notes)) as steps:
+                async with aclosing(self._steps(request, tokens, transfer, notes)) as steps:
                     async for response in steps:
                         step = response.step
                         notes.stepped(len(step.token_ids), is_last=bool(step.finish_reason))
                         await context.write(response)
+
+    def _tokens(self, request: worker_pb2.DecodeRequest) -> list[int]:
+        """Prompt and answer so far; raises InvalidRequestError and UnavailableError."""
+        tokens = token_list(request.token_ids, "token_ids")
+        if not request.keep_tokens:
+            return tokens
+        name, num_kept = request.fetch_session_id, request.keep_tokens
+        return self._fetches.first_tokens(name, num_kept, request.num_fetches) + tokens
 
     def _begin_trace(self, name: str, context: ServedCall) -> Trace:
         return self._worker.tracing.begin(name, context_in(context.invocation_metadata()))
@@ -115,14 +127,18 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Hando
             )
 
     async def _steps(
-        self, request: worker_pb2.DecodeRequest, transfer: Transfer, notes: DecodeNotes
+        self,
+        request: worker_pb2.DecodeRequest,
+        tokens: list[int],
+        transfer: Transfer,
+        notes: DecodeNotes,
     ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
         # The number of local prompt tokens goes out with the first step.
         local_tokens: list[int] = []
 
         def note_local(local: LocalTokens) -> None:
             notes.local = local
-            num_prompt_tokens = len(request.prompt_token_ids) - 1
+            num_prompt_tokens = len(tokens) - 1
             local_tokens.append(min(local.num_tokens, num_prompt_tokens))
             self._fetches.settle(request.fetch_session_id, num_prompt_tokens, local)
 
@@ -132,7 +148,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Hando
         async with AsyncExitStack() as stack:
             context = notes.trace.recorded_context
             stream, turn = await self._begin(
-                request_id, request, sampling, transfer, context, stack
+                request_id, request, tokens, sampling, transfer, context, stack
             )
             notes.submitted()
             steps = decode_steps(
@@ -153,15 +169,15 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Hando
         self,
         request_id: str,
         request: worker_pb2.DecodeRequest,
+        tokens: list[int],
         sampling: SamplingParameters,
         transfer: Transfer,
         trace: TraceContext | None,
         stack: AsyncExitStack,
     ) -> tuple[OutputStream, AnswerTurn]:
         """Submits the request to the engine; on any failure, notifies prefill of the hand-over."""
-        tokens = list(request.prompt_token_ids)
-        try:
-            self._check(request, sampling)
+        async with self._released_on_failure(request_id, transfer):
+            self._check(request, tokens, sampling)
             stack.enter_context(self._worker.session())
             tenant = codec.decode(TenantShare, request.tenant)
             turn = stack.enter_context(
@@ -180,18 +196,29 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Hando
                 trace=trace,
             )
             return stream, turn
+
+    @asynccontextmanager
+    async def _released_on_failure(self, hint: str, transfer: Transfer) -> AsyncIterator[None]:
+        """Notifies prefill of a hand-over that the engine does not get, whatever the reason."""
+        try:
+            yield
         except BaseException:
             with suppress(UnavailableError):  # a dead engine cannot notify; the lease ends
-                await asyncio.shield(self._release(request_id, transfer))
+                await asyncio.shield(self._release(hint, transfer))
             raise
 
-    def _check(self, request: worker_pb2.DecodeRequest, sampling: SamplingParameters) -> None:
+    def _check(
+        self,
+        request: worker_pb2.DecodeRequest,
+        tokens: list[int],
+        sampling: SamplingParameters,
+    ) -> None:
         """Raises InvalidRequestError for a request that must not reach the engine."""
         vocab_size = self._worker.engine.info.vocab_size
         check_id(request.session_id, "session_id")
         check_id(request.fetch_session_id, "fetch_session_id")
         check_id(request.cache_salt, "cache_salt")
-        check_token_ids(request.prompt_token_ids, vocab_size, "prompt_token_ids")
+        check_token_ids(tokens, vocab_size, "token_ids")
         sampling.validate(vocab_size)
         codec.decode(TenantShare, request.tenant).validate("tenant")
 

@@ -181,7 +181,7 @@ async def _worker_calls(endpoint: str, ratio: float | None, num_sessions: int = 
 
 
 def _prefill_calls(notes: PrefillNotes) -> None:
-    splice = SplicePrefill(revision=1, token_ids=[1] * 10)
+    splice = SplicePrefill(revision=1, token_ids=bytes(40))
     with recording(notes.trace, notes.record):
         notes.session_id = "session"
         for number in range(_NUM_DOCUMENTS + 1):

@@ -39,6 +39,7 @@ from stream2llm.serving.rpc.stream_writer import failures_as_status
 from stream2llm.serving.sessions.answer_use import AnswerCount, AnswerUses
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id
+from stream2llm.serving.sessions.token_bytes import token_list
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class _SessionRun:
         await self._session.splice(
             splice.revision,
             splice.keep_tokens,
-            list(splice.token_ids),
+            token_list(splice.token_ids, "splice.token_ids"),
             seal=seal,
             hand_over=request.seal.hand_over,
             stable_tokens=splice.stable_tokens,

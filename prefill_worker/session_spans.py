@@ -21,6 +21,7 @@ from stream2llm.serving.observability.spans import (
     SpanRecord,
     present,
 )
+from stream2llm.serving.sessions.token_bytes import num_tokens
 
 if TYPE_CHECKING:  # its module writes spans
     from stream2llm.serving.observability.tracing import Trace
@@ -76,7 +77,7 @@ class PrefillNotes:
         attributes = {
             "stream2llm.revision": splice.revision,
             "stream2llm.keep_tokens": splice.keep_tokens,
-            "stream2llm.num_tokens": len(splice.token_ids),
+            "stream2llm.num_tokens": num_tokens(splice.token_ids),
         }
         if seal:
             self.milestones.append(Moment("seal", at_s, attributes))

@@ -17,11 +17,10 @@ import logging
 
 from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.live_session import LiveSession
-from router.prefetch_call import PrefetchCall
+from router.prefetch_call import PrefetchCall, Prefetched
 from router.splice import Splice
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
-from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb
@@ -184,15 +183,15 @@ class KvPrefetch:
 
     # -- the answer -------------------------------------------------------------------
 
-    def take_worker(self) -> tuple[Worker, str] | None:
-        """Returns the worker with the session's KV, and the session's name there, if any."""
+    def take_worker(self) -> Prefetched | None:
+        """Returns the worker with the session's KV, and what it knows, if any."""
         worker_call = self._worker_call
         if worker_call is None or worker_call.has_ended:
             return None
         if not self._live.parts.workers.is_usable(worker_call.worker):
             return None
         worker_call.leave()
-        return worker_call.worker, worker_call.fetch_session_id
+        return worker_call.prefetched()
 
     def close(self) -> None:
         """Abandons what is under way; may be called again."""

@@ -17,6 +17,7 @@ from router.answer_moves import leave_draining
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
+from router.prefetch_call import Prefetched
 from router.recovery import AnswerLostError, Failure
 from router.status import NeverArrivedError
 from router.worker import Worker
@@ -24,11 +25,14 @@ from router.worker_calls import DecodeCall
 from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished
+from stream2llm.api.handover import NO_FETCHED_TOKENS
 from stream2llm.api.session import Event
 from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.sessions.prefix import common_prefix_len
+from stream2llm.serving.sessions.token_bytes import to_bytes
 
 # Reasons with which a decode worker refuses a hand-over that others may take.
-_NOT_TAKEN = frozenset({"DRAINING", "FULL"})
+_NOT_TAKEN = frozenset({"DRAINING", "FULL", NO_FETCHED_TOKENS})
 
 
 class _NotTakenError(Exception):
@@ -102,6 +106,7 @@ class PlacedDecode:
     async def _run_somewhere(self, request: pb.DecodeRequest) -> Finished:
         """Decodes at the worker that has prefetched, or at another one if it refuses."""
         workers, tried = self._live.parts.workers, set(self._live.refused_by)
+        self._name_tokens(request, None)
         worker = await self._first_choice(request)
         if worker is None:
             raise AnswerLostError(Failure(workers.none_of("decode"), "decode", None))
@@ -112,10 +117,14 @@ class PlacedDecode:
             try:
                 return await self._run_at(worker, request)
             except _NotTakenError as not_taken:
-                worker = workers.pick("decode", tried)
+                if not (
+                    request.keep_tokens and not_taken.failure.error.reason == NO_FETCHED_TOKENS
+                ):
+                    worker = workers.pick("decode", tried)
+                    request.fetch_session_id = ""
                 if worker is None:
                     raise AnswerLostError(not_taken.failure) from not_taken
-            request.fetch_session_id = ""
+            self._name_tokens(request, None)
 
     async def _first_choice(self, request: pb.DecodeRequest) -> Worker | None:
         """Returns the worker that has most of the KV, if it can be used."""
@@ -128,8 +137,17 @@ class PlacedDecode:
         if chosen is None:
             beside = self._beside and self._beside._worker
             return beside if beside and workers.is_usable(beside) else workers.pick("decode")
-        request.fetch_session_id = chosen[1]
-        return chosen[0]
+        request.fetch_session_id = chosen.fetch_session_id
+        self._name_tokens(request, chosen)
+        return chosen.worker
+
+    def _name_tokens(self, request: pb.DecodeRequest, known: Prefetched | None) -> None:
+        """Says what the worker has to continue; not what it knows already."""
+        tokens = self._delivery.sealed.tokens
+        keep = 0 if known is None else common_prefix_len(known.sequence, tokens)
+        request.keep_tokens = keep
+        request.num_fetches = known.num_fetches if known is not None and keep else 0
+        request.token_ids = to_bytes(tokens[keep:])
 
     async def _run_at(self, worker: Worker, request: pb.DecodeRequest) -> Finished:
         worker_call = DecodeCall(self._live.parts.workers, worker, self._live.trace.metadata)
@@ -181,7 +199,6 @@ class PlacedDecode:
         sampling = replace(sampling, max_tokens=sealed.max_tokens, min_tokens=num_min)
         return pb.DecodeRequest(
             session_id=self._live.session_id,
-            prompt_token_ids=sealed.tokens.tolist(),
             answer_tokens=sealed.answer.num_tokens,
             sampling=codec.encode(sampling),
             handover=first.handover,

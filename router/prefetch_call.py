@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 
 import grpc
 
@@ -21,8 +22,20 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
+from stream2llm.serving.sessions.token_bytes import to_bytes
 
 ABORT_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefetched:
+    """What a decode worker knows of a session when its answer begins."""
+
+    worker: Worker
+    fetch_session_id: str
+    # That of the newest fetch, and how many there were.
+    sequence: Tokens
+    num_fetches: int
 
 
 class PrefetchCall:
@@ -54,8 +67,8 @@ class PrefetchCall:
         # must not mistake for the cancellation of its session.
         self._is_given_up = False
         self._call.add_done_callback(self._note_end)
-        # The sequence as the worker knows it.
-        self._sequence = as_tokens([])
+        # The sequence as the worker knows it, and how many times it was sent another one.
+        self._sequence, self._num_fetches = as_tokens([]), 0
         # One message at a time; an abort may come while a fetch is being written.
         self._writing = asyncio.Lock()
         # Set when the fetch under way is useless; each fetch has its own event.
@@ -89,10 +102,10 @@ class PrefetchCall:
 
     async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
         keep = common_prefix_len(self._sequence, tokens)
-        self._sequence = tokens
-        fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
+        fetch = pb.FetchKv(keep_tokens=keep, token_ids=to_bytes(tokens[keep:]), handover=handover)
         try:
             await self._send(fetch)
+            self._sequence, self._num_fetches = tokens, self._num_fetches + 1
             return await anext(self._responses)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -119,6 +132,10 @@ class PrefetchCall:
     def has_ended(self) -> bool:
         """Whether the RPC has ended, so that the worker takes no more messages."""
         return bool(self._call.done())
+
+    def prefetched(self) -> Prefetched:
+        """What the worker knows of the session."""
+        return Prefetched(self.worker, self.fetch_session_id, self._sequence, self._num_fetches)
 
     def leave(self) -> None:
         """Releases the place at the worker, which the session's answer takes."""

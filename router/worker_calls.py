@@ -25,6 +25,7 @@ from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.mux.call import Call
+from stream2llm.serving.sessions.token_bytes import to_bytes
 
 
 class PrefillCall:
@@ -203,6 +204,6 @@ def _splice(revision: int, splice: Splice, stable_tokens: int) -> pb.SplicePrefi
     return pb.SplicePrefill(
         revision=revision,
         keep_tokens=splice.keep_tokens,
-        token_ids=splice.tail.tolist(),
+        token_ids=to_bytes(splice.tail),
         stable_tokens=stable_tokens,
     )

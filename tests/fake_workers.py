@@ -26,6 +26,7 @@ from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.mux.service import MultiplexService
+from stream2llm.serving.sessions.token_bytes import token_list
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.settings.worker_spec import PREFILLING, Role, WorkerAddress
 from stream2llm.serving.system.clock import SystemClock
@@ -233,7 +234,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
             min(record.computed, len(record.sequence)) - splice.keep_tokens, 0
         )
         record.computed = min(record.computed, splice.keep_tokens)
-        record.sequence[splice.keep_tokens :] = splice.token_ids
+        record.sequence[splice.keep_tokens :] = token_list(splice.token_ids, "token_ids")
         record.splices.append(splice)
         record.spliced.set()
 
@@ -280,6 +281,10 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         self.brain = brain
         self.sessions = WorkerSessions()
         self.requests: list[Any] = []
+        # The sequences that they continue.
+        self.prompts: list[list[int]] = []
+        # The tokens that the RPCs of fetches know, and how many fetches they have had.
+        self._known: dict[str, tuple[list[int], int]] = {}
         # What the RPCs carried, in the order of their beginnings.
         self.metadata: list[dict[str, str]] = []
         self.released: list[Any] = []
@@ -318,6 +323,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
     @writes
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.requests.append(request)
+        self.prompts.append(self._prompt_of(request))
         self.metadata.append(dict(context.invocation_metadata()))
         self.called.set()
         try:
@@ -347,21 +353,25 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
     ) -> AsyncIterator[Any]:
         self.metadata.append(dict(context.invocation_metadata()))
         tokens: list[int] = []
-        is_fetching = False
+        name, num_fetches, is_fetching = "", 0, False
         try:
             async for request in request_iterator:
                 if self.fetch_rejection is not None:
                     await context.abort_with_status(to_status(self.fetch_rejection))
                 event = request.WhichOneof("event")
                 if event == "open":
+                    name = request.open.fetch_session_id
                     self.fetch_openings.append(request.open)
                     self.fetch_session_came.set()
                 elif event == "fetch":
                     assert not is_fetching, "the previous fetch has not ended"
                     assert request.fetch.keep_tokens <= len(tokens)
                     is_fetching = True
-                    tokens[request.fetch.keep_tokens :] = request.fetch.token_ids
+                    new = token_list(request.fetch.token_ids, "token_ids")
+                    tokens[request.fetch.keep_tokens :] = new
                     self.fetched.append(list(tokens))
+                    num_fetches += 1
+                    self._known[name] = (list(tokens), num_fetches)
                     self.fetch_called.set()
                     if self.may_fetch.is_set():
                         is_fetching = False
@@ -375,8 +385,17 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         finally:
             self.fetch_session_ended.set()
 
+    def _prompt_of(self, request: Any) -> list[int]:
+        tokens = token_list(request.token_ids, "token_ids")
+        if not request.keep_tokens:
+            return tokens
+        known, num_fetches = self._known[request.fetch_session_id]
+        assert num_fetches == request.num_fetches
+        assert request.keep_tokens <= len(known)
+        return known[: request.keep_tokens] + tokens
+
     async def _steps(self, request: Any) -> AsyncIterator[Any]:
-        sequence, sampling = list(request.prompt_token_ids), request.sampling
+        sequence, sampling = self._prompt_of(request), request.sampling
         index, num_steps = request.answer_tokens, 0
         while not self.ends_without_reason:
             if num_steps == self.hold_after_steps:

@@ -17,6 +17,8 @@ from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2 as worker
 from stream2llm.serving.mux.channel import MuxChannel
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.sessions.token_bytes import to_bytes
 from tests.rpc_fuzz import Case
 
 PROMPT = list(range(100, 164))
@@ -30,12 +32,21 @@ _OF_OUR_SIDE, _TRIES = "Internal error from Core", 3
 _NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+def packed(token_ids: list[int]) -> bytes:
+    """Token ids as the messages between routers and workers have them."""
+    return to_bytes(as_tokens(token_ids))
+
+
 def prefill_session(_: object = None) -> list[Message]:
     kind = worker.PrefillSessionRequest
     splices = [
-        worker.SplicePrefill(revision=1, token_ids=PROMPT[:40], stable_tokens=40),
-        worker.SplicePrefill(revision=2, keep_tokens=30, token_ids=PROMPT[30:50], stable_tokens=50),
-        worker.SplicePrefill(revision=3, keep_tokens=50, token_ids=PROMPT[50:], stable_tokens=64),
+        worker.SplicePrefill(revision=1, token_ids=packed(PROMPT[:40]), stable_tokens=40),
+        worker.SplicePrefill(
+            revision=2, keep_tokens=30, token_ids=packed(PROMPT[30:50]), stable_tokens=50
+        ),
+        worker.SplicePrefill(
+            revision=3, keep_tokens=50, token_ids=packed(PROMPT[50:]), stable_tokens=64
+        ),
     ]
     return [
         kind(open=worker.OpenPrefill(session_id="fuzz", sampling=SAMPLING)),
@@ -49,7 +60,7 @@ def decode(first: worker.FirstToken) -> list[Message]:
     return [
         worker.DecodeRequest(
             session_id="fuzz",
-            prompt_token_ids=[*PROMPT, *first.step.token_ids],
+            token_ids=packed([*PROMPT, *first.step.token_ids]),
             sampling=SAMPLING,
             handover=first.handover,
             fetch_session_id="fuzz-none",
@@ -61,7 +72,7 @@ def decode(first: worker.FirstToken) -> list[Message]:
 
 def prefetch_kv(first: worker.FirstToken) -> list[Message]:
     kind = worker.PrefetchKvRequest
-    fetch = worker.FetchKv(token_ids=PROMPT, handover=first.handover)
+    fetch = worker.FetchKv(token_ids=packed(PROMPT), handover=first.handover)
     # Unique, since several cases run at once.
     name = str(json.loads(first.handover.kv_transfer_params_json)["remote_request_id"])
     return [

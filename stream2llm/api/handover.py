@@ -19,6 +19,9 @@ HANDOVER_KEY = "stream2llm_handover"
 # it will not. An RPC that ends without it has not touched the hand-over.
 ACCEPTED_KEY = "stream2llm-handover-accepted"
 ACCEPTED_METADATA = ((ACCEPTED_KEY, "1"),)
+# The reason with which decode refuses an answer whose prompt it does not know: the RPC of its
+# fetches has ended, or had others. Its router sends the whole prompt.
+NO_FETCHED_TOKENS = "NO_FETCHED_TOKENS"
 # In the initial metadata of a PrefillSession RPC, which is sent before the engine gets anything:
 # a worker that is lost without it was gone already, and did not die of the session.
 HELD_KEY = "stream2llm-session-held"

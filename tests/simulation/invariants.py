@@ -215,6 +215,9 @@ def _of_router(router: Router) -> Iterator[str]:
     for worker in parts.workers:
         if worker.num_sessions or worker.link._num_users:
             yield f"{worker.worker_id} has {worker.num_sessions} sessions"
+        stream = worker.link._multiplexed._connection
+        if stream is not None and stream._calls:
+            yield f"{worker.worker_id} has calls: {stream._calls}"
         if worker.queue._works:
             yield f"{worker.worker_id} has a queue"
         if worker.is_suspect:
@@ -235,6 +238,7 @@ def _of_worker(worker: ModelWorker, replica: Replica) -> Iterator[str]:
         yield f"blocks are held: {worker.planned.kv_usage:.0%}"
     if worker.answers is not None and worker.answers.num_free != worker.num_blocks:
         yield f"{worker.answers.num_free} of {worker.num_blocks} blocks are free"
-    # One says that its engine has died, one makes the steps.
-    if len(replica.process.tasks) > 1 + (worker.planned is not None):
+    # One says that its engine has died, one makes the steps, two serve a router's stream.
+    num_tasks = 1 + (worker.planned is not None) + 2 * worker.streams.num_streams
+    if len(replica.process.tasks) > num_tasks:
         yield f"tasks run on: {[task.get_coro() for task in replica.process.tasks]}"

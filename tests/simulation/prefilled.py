@@ -8,6 +8,7 @@ from typing import Any
 
 from stream2llm.api.errors import InternalError
 from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.sessions.token_bytes import token_list
 
 
 @dataclass(eq=False)
@@ -48,7 +49,7 @@ class Prefilled:
         if not in_order or splice.keep_tokens > len(self.sequence):
             raise InternalError(f"the router has sent a splice that cannot be: {request}")
         self.num_kept = splice.keep_tokens
-        self.sequence[splice.keep_tokens :] = splice.token_ids
+        self.sequence[splice.keep_tokens :] = token_list(splice.token_ids, "token_ids")
         self.invalidated += max(self.computed - splice.keep_tokens, 0)
         self.computed = min(self.computed, splice.keep_tokens)
         self.offered = min(self.offered, splice.keep_tokens)

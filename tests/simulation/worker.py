@@ -24,6 +24,19 @@ from tests.simulation.server import Server
 _MAX_MESSAGE_BYTES = 1 << 24
 
 
+class CountedStreams(MultiplexService):
+    """Serves the streams of routers, and says how many there are."""
+
+    num_streams = 0
+
+    async def Connect(self, requests: Any, context: Any) -> None:  # noqa: N802
+        self.num_streams += 1
+        try:
+            await super().Connect(requests, context)
+        finally:
+            self.num_streams -= 1
+
+
 class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     """One worker, from its start to its death."""
 
@@ -36,6 +49,7 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.engine = engine
         self.num_blocks = num_blocks
         self.sessions = WorkerSessions()
+        self.streams = CountedStreams(_MAX_MESSAGE_BYTES)
         has_plan, has_answers = is_bounded and role == "prefill", is_bounded and role == "decode"
         self.planned = PlannedSteps(engine, num_blocks) if has_plan else None
         self.answers = AnswerMemory(num_blocks) if has_answers else None
@@ -50,7 +64,7 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     async def start(self, network: Network, node: str) -> WorkerAddress:
         """Serves on a node."""
         server: Any = Server(network, self.process)
-        multiplexed: Any = MultiplexService(_MAX_MESSAGE_BYTES)
+        multiplexed: Any = self.streams
         if self.role == "prefill":
             prefill = ModelPrefill(self.engine, self.sessions, self.planned)
             worker_pb2_grpc.add_PrefillServiceServicer_to_server(prefill, multiplexed)

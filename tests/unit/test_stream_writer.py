@@ -84,7 +84,7 @@ class Servicer(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.HandoverSe
                 await writer.write(worker_pb2.PrefetchKvResponse(num_blocks=1))
 
     async def Decode(self, request: Any, context: Any) -> None:  # noqa: N802
-        await context.write(worker_pb2.DecodeResponse(local_tokens=len(request.prompt_token_ids)))
+        await context.write(worker_pb2.DecodeResponse(local_tokens=len(request.token_ids)))
 
     async def ReleaseHandover(self, request: Any, context: Any) -> Any:  # noqa: N802
         return worker_pb2.ReleaseHandoverResponse()
@@ -124,7 +124,7 @@ async def test_messages_before_them_are_taken_and_others_go_through(
     await call.write(NO_MESSAGE)
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     stub = worker_pb2_grpc.DecodeServiceStub(channel)
-    request = worker_pb2.DecodeRequest(prompt_token_ids=[1, 2])
+    request = worker_pb2.DecodeRequest(token_ids=b"12")
     assert [each.local_tokens async for each in stub.Decode(request, timeout=30)] == [2]
     stub = worker_pb2_grpc.HandoverServiceStub(channel)
     assert await stub.ReleaseHandover(worker_pb2.ReleaseHandoverRequest(), timeout=30) is not None

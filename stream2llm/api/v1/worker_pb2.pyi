@@ -131,9 +131,9 @@ class SplicePrefill(_message.Message):
     STABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     revision: int
     keep_tokens: int
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: bytes
     stable_tokens: int
-    def __init__(self, revision: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., stable_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., stable_tokens: _Optional[int] = ...) -> None: ...
 
 class SealPrefill(_message.Message):
     __slots__ = ("splice", "hand_over", "ttft_left_ms", "answer_tokens", "answer_max_tokens")
@@ -226,26 +226,30 @@ class TokenStep(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("session_id", "prompt_token_ids", "sampling", "handover", "fetch_session_id", "refuse_when_full", "cache_salt", "answer_tokens", "tenant")
+    __slots__ = ("session_id", "token_ids", "sampling", "handover", "fetch_session_id", "refuse_when_full", "cache_salt", "answer_tokens", "keep_tokens", "num_fetches", "tenant")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REFUSE_WHEN_FULL_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FETCHES_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
-    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: bytes
     sampling: _inference_pb2.SamplingParameters
     handover: Handover
     fetch_session_id: str
     refuse_when_full: bool
     cache_salt: str
     answer_tokens: int
+    keep_tokens: int
+    num_fetches: int
     tenant: Tenant
-    def __init__(self, session_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., fetch_session_id: _Optional[str] = ..., refuse_when_full: bool = ..., cache_salt: _Optional[str] = ..., answer_tokens: _Optional[int] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., fetch_session_id: _Optional[str] = ..., refuse_when_full: bool = ..., cache_salt: _Optional[str] = ..., answer_tokens: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., num_fetches: _Optional[int] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("step", "local_tokens")
@@ -281,9 +285,9 @@ class FetchKv(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     keep_tokens: int
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: bytes
     handover: Handover
-    def __init__(self, keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+    def __init__(self, keep_tokens: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
 
 class AbortFetch(_message.Message):
     __slots__ = ()

@@ -91,13 +91,14 @@ class ServedCall:
             self._inbox.append(message)
 
     def break_off(self) -> None:
-        """The peer has left: cancels the handler."""
+        """The peer has left: cancels the handler, when it has had what came before."""
         if not self._is_cancelled:
             self._is_cancelled = True
-            self._inbox.clear()
             self._sender.drop_long(self.call_id)
             self._has_news.set()
-            self.task.cancel()
+            # Behind the step that a message in the same batch has made ready, or the opening: a
+            # task that is cancelled before its first step does not run at all.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
 
     # -- the context that the handler gets --------------------------------------------
 

@@ -22,6 +22,7 @@ from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import num_blocks_held, session_calls, until_blocks_are_free, worker_calls
+from tests.fuzz_rpcs import packed
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
@@ -166,7 +167,7 @@ async def test_the_client_process_is_killed_by_force(
 @asynccontextmanager
 async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]:
     """A session straight at the prefill worker, up to its first token; its RPC stays open."""
-    splice = worker_pb2.SplicePrefill(revision=1, token_ids=SMALL.document("a"))
+    splice = worker_pb2.SplicePrefill(revision=1, token_ids=packed(SMALL.document("a")))
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
     opening = worker_pb2.OpenPrefill(session_id="alone", sampling=encode(ENDLESS))
     (prefill,) = workers(cluster, "prefill")
@@ -231,7 +232,7 @@ async def test_a_hand_over_that_decode_refuses_is_released(
     ):
         request = worker_pb2.DecodeRequest(
             session_id="alone",
-            prompt_token_ids=[*SMALL.document("a"), *first.step.token_ids],
+            token_ids=packed([*SMALL.document("a"), *first.step.token_ids]),
             sampling=encode(SamplingParameters(max_tokens=1)),
             handover=first.handover,
         )

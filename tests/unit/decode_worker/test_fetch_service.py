@@ -19,6 +19,8 @@ from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.sessions.token_bytes import to_bytes
 from tests.fakes.ordering_engine import OrderingEngine
 
 
@@ -89,7 +91,9 @@ def _fetch(num_tokens: int) -> worker_pb2.PrefetchKvRequest:
     handover = _handover(num_tokens)
     tokens = list(range(num_tokens))
     return worker_pb2.PrefetchKvRequest(
-        fetch=worker_pb2.FetchKv(keep_tokens=0, token_ids=tokens, handover=handover)
+        fetch=worker_pb2.FetchKv(
+            keep_tokens=0, token_ids=to_bytes(as_tokens(tokens)), handover=handover
+        )
     )
 
 

@@ -22,6 +22,8 @@ from decode_worker.fetch_sessions import FetchSessions
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.tenant import MIN_PRIORITY, TenantShare
 from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.sessions.token_bytes import to_bytes
 from stream2llm.serving.system.clock import ManualClock
 
 BLOCK_SIZE = 2
@@ -144,7 +146,11 @@ class _Rpc:
             "remote_num_tokens": keep + len(tokens) if num_offered is None else num_offered,
         }
         handover = pb.Handover(kv_transfer_params_json=params or json.dumps(given))
-        self.send(fetch=pb.FetchKv(keep_tokens=keep, token_ids=tokens, handover=handover))
+        self.send(
+            fetch=pb.FetchKv(
+                keep_tokens=keep, token_ids=to_bytes(as_tokens(tokens)), handover=handover
+            )
+        )
 
     def abort(self) -> None:
         self.send(abort=pb.AbortFetch())

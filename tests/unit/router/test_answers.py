@@ -10,6 +10,7 @@ import pytest
 
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import AsyncClient, SamplingParameters
+from stream2llm.serving.sessions.token_bytes import token_list
 from tests.polling import eventually
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
@@ -40,7 +41,7 @@ async def test_appends_and_updates_end_in_the_same_prompt_as_one_shot(ring: Ring
     texts = ["the ", "brown ", "fox ", "brown ", "", "dog", "?"]
     prompt = [token_id for text in texts for token_id in ring.encode(text)]
     assert ring.record.sequence == prompt
-    assert list(ring.decode.requests[0].prompt_token_ids) == [*prompt, answered.token_ids[0]]
+    assert ring.decode.prompts[0] == [*prompt, answered.token_ids[0]]
     assert answered.token_ids == ring.brain.answer(prompt, 4)
     assert answered.finished.usage.prompt_tokens == len(prompt)
     assert answered.finished.usage.completion_tokens == 4
@@ -372,9 +373,9 @@ async def test_the_suffix_reaches_prefill_at_the_seal_and_no_earlier(ring: Ring)
     await ring.told(2)
     await session.finish()
     *early, last = ring.record.splices
-    sent_early = [token_id for splice in early for token_id in splice.token_ids]
+    sent_early = [token_id for splice in early for token_id in token_list(splice.token_ids, "")]
     assert sent_early == [*ring.encode("the"), *ring.encode("fox")]
-    assert list(last.token_ids) == ring.encode(" question")
+    assert token_list(last.token_ids, "") == ring.encode(" question")
 
 
 async def test_two_prefill_workers_share_the_sessions(make_ring: Any) -> None:

@@ -32,7 +32,7 @@ async def sealed(ring: Ring, session: Conversation, **fields: Any) -> list[int]:
     prompt: list[int] = ring.record.sequence
     assert answered.finished.usage.prompt_tokens == len(prompt)
     assert answered.token_ids == ring.brain.answer(prompt, 3)
-    assert list(ring.decode.requests[-1].prompt_token_ids)[:-1] == prompt
+    assert ring.decode.prompts[-1][:-1] == prompt
     return prompt
 
 

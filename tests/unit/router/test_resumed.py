@@ -133,7 +133,7 @@ async def test_workers_get_prompt_and_answer_as_one_sequence(ring: Ring) -> None
     assert ring.record.sequence == prompt + whole.token_ids[:3]
     assert (ring.record.answer_tokens, ring.record.hand_over) == (3, True)
     request = ring.decode.requests[-1]
-    assert list(request.prompt_token_ids) == prompt + whole.token_ids[:4]
+    assert ring.decode.prompts[-1] == prompt + whole.token_ids[:4]
     assert (request.answer_tokens, request.sampling.max_tokens) == (4, NUM_TOKENS)
     await answer(ring, GREEDY, resumed=brought(whole.deltas[:-1]))
     assert ring.record.hand_over is False
