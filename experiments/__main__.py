@@ -116,6 +116,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "kv-digest": Experiment(
         "kv_digest", "what digests of KV add to prefill and to a read, with and without in turn", 3
     ),
+    "path": Experiment(
+        "path.command",
+        "CPU of a router by token, event and session, beside relays that do nothing else",
+        6,
+    ),
     "prefix": Experiment("prefix", "seconds to compare two long token sequences", 0.1),
 }
 
