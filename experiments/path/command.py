@@ -45,17 +45,19 @@ class Result(NamedTuple):
 
 
 FULL = Scale(5, 150, 200, (50, 1500, 10_000))
-QUICK = Scale(3, 40, 48, (50, 500))
+QUICK = Scale(2, 25, 32, (50, 400))
 
 # The measures.
 NULL, MULTIPLEXED, TOKEN = "null", "multiplexed", "token"
-IDS, TEXT, SESSION, OPEN = "append-ids", "append-text", "session", "open"
+IDS, TEXT, BESIDE = "append-ids", "append-text", "append-text-beside"
+SESSION, OPEN = "session", "open"
 _TITLES = {
     NULL: "a token by the null relay",
     MULTIPLEXED: "a token by the multiplexed null relay",
     TOKEN: f"a token by the router, {measures.NUM_STREAMS} streams",
     IDS: "an append of 300 ids",
     TEXT: "an append of 1,300 characters",
+    BESIDE: "beside it, in threads that tokenize",
     SESSION: "open, document of 300 ids, seal, two tokens",
 }
 # Microseconds that are wanted at most.
@@ -119,6 +121,7 @@ def _measures(scale: Scale) -> Mapping[str, Measure]:
         TOKEN: partial(measures.token_us, num_steps=scale.num_steps),
         IDS: partial(measures.append_us, num_sessions=few, text=False),
         TEXT: partial(measures.append_us, num_sessions=few, text=True),
+        BESIDE: partial(measures.append_us, num_sessions=few, text=True, tokenizing=True),
         SESSION: partial(measures.session_us, num_sessions=scale.num_sessions),
     }
 

@@ -28,9 +28,10 @@ class Lab:
     workers: Workers
     clients: Clients
 
-    async def cpu_us(self) -> float:
-        """CPU microseconds of the subject so far."""
-        return 1e6 * (await self.subject.figures()).cpu_s
+    async def cpu_us(self, *, tokenizing: bool = False) -> float:
+        """CPU microseconds of the subject so far; either without its tokenizing, or that alone."""
+        figures = await self.subject.figures()
+        return 1e6 * (figures.tokenizing_s if tokenizing else figures.cpu_s)
 
 
 @asynccontextmanager
@@ -113,17 +114,20 @@ async def _relayed_us(
 # -- events and sessions ----------------------------------------------------------------
 
 
-async def append_us(lab: Lab, num_sessions: int, *, text: bool) -> float:
-    """CPU microseconds of an append; the next one of a session comes when it is prefilled."""
+async def append_us(lab: Lab, num_sessions: int, *, text: bool, tokenizing: bool = False) -> float:
+    """CPU microseconds of an append, or of its tokenizing in other threads alone.
+
+    The next append of a session comes when the one before is prefilled.
+    """
     sessions = [await lab.clients.opened(number) for number in range(num_sessions)]
 
     async def appends(number: int) -> None:
         for _ in range(_NUM_APPENDS):
             await sessions[number].append(text=text)
 
-    began_us = await lab.cpu_us()
+    began_us = await lab.cpu_us(tokenizing=tokenizing)
     await at_once(_NUM_AT_ONCE, num_sessions, appends)
-    used_us = await lab.cpu_us() - began_us
+    used_us = await lab.cpu_us(tokenizing=tokenizing) - began_us
     for each in sessions:
         each.cancel()
     lab.workers.forget()
