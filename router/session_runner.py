@@ -128,7 +128,7 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     forecast_ms = _admit(live, len(frame.prefix) + len(frame.suffix))
     async with placed(live, opened.handover or live.parts.spec.handover) as answer:
         session_input = SessionInput(live, answer, frame, log, opened)
-        await live.outbox.put(_accepted(live, forecast_ms))
+        await live.outbox.put(_accepted(live, forecast_ms, opened))
         async with _writing(live.outbox, send), asyncio.TaskGroup() as group:
             reading = group.create_task(session_input.run(reader))
             await run_answers(answer)
@@ -241,9 +241,14 @@ def _admit(live: LiveSession, num_tokens: int) -> int | None:
     return admit(found, parts.spec.admission, slo_ms)
 
 
-def _accepted(live: LiveSession, forecast_ms: int | None) -> Accepted:
-    credit = live.progress.figures().credit_tokens
-    return Accepted(live.session_id, live.parts.spec.model_name, credit, forecast_ms)
+def _accepted(live: LiveSession, forecast_ms: int | None, opened: OpenSession) -> Accepted:
+    return Accepted(
+        live.session_id,
+        live.parts.spec.model_name,
+        live.progress.figures().credit_tokens,
+        forecast_ms,
+        seal_takes_change=not opened.one_shot,
+    )
 
 
 def _the_error(raised: Exception, session_id: str) -> Stream2LLMError:
