@@ -100,9 +100,11 @@ class EventReader:
 
     async def close(self) -> None:
         """Stops reading; drops an event that has arrived, or its error."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait({self._reading})
+        # Its error leads back here: without the task no cycle is left to collect.
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
         self._coming.cancel()
         if not self._coming.cancelled():
             self._coming.exception()
