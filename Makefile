@@ -44,7 +44,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-slow test-all test-random test-v2 lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
+.PHONY: help env model demo bench-baselines bench-path test test-slow test-all test-random test-v2 lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ model: env ## fetch the default model into the cache (93 MB, once)
 # One command, so that make executes it without a shell and Ctrl-C reaches it alone.
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+bench-path: env model ## CPU of a router by token, event and session (6 min; BENCH_ARGS=--quick: 1 min)
+	@$(BIN)/python -m experiments path $(BENCH_ARGS)
 
 bench-baselines: env model ## stock vLLM and ours side by side, for more than an hour (BENCH_ARGS=--quick: a part of it)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)

@@ -124,6 +124,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "tracing-cost": Experiment(
         "tracing_cost", "what traces cost a router: off, at 1 % and of every session", 4
     ),
+    "path": Experiment(
+        "path.command",
+        "CPU of a router by token, event and session, beside relays that do nothing else",
+        6,
+    ),
     "prefix": Experiment("prefix", "seconds to compare two long token sequences", 0.1),
 }
 

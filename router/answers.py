@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from router.further_answer import FurtherAnswer
 from router.kv_prefetch import KvPrefetch
+from router.lazy_task import LazyTask
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
 from router.session_output import SessionOutput
@@ -36,14 +37,20 @@ class PlacedAnswer:
 
     async def run(self) -> None:
         """Returns when the answer has ended and its end is in the outbox."""
+        drains = self.live.parts.workers.on_drain
         async with asyncio.TaskGroup() as group:
-            others = [
-                group.create_task(self.prefetch.run()),
-                group.create_task(self.prefill.leave_draining()),
-            ]
-            await self.output.run()
-            for other in others:
-                other.cancel()
+            fetching = LazyTask(group, self.prefetch.run)
+            leaving = LazyTask(group, self.prefill.leave_draining)
+            self.prefetch.begin_by(fetching.begin)
+            drains.add(leaving.begin)
+            if self.prefill.worker.drain_by_s is not None:
+                leaving.begin()
+            try:
+                await self.output.run()
+            finally:
+                drains.discard(leaving.begin)
+            fetching.cancel()
+            leaving.cancel()
 
     async def seal(self, prompt: Tokens) -> None:
         """Sends the whole sequence of an answer other than the session's first."""
@@ -90,6 +97,9 @@ async def placed(
 
 async def run_answers(first: PlacedAnswer) -> None:
     """Returns when all answers of the session have ended and their ends are in the outbox."""
+    if first.live.sampling.n == 1:
+        await first.run()
+        return
     async with asyncio.TaskGroup() as group:
         group.create_task(_run_others(first))
         await first.run()

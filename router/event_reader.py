@@ -23,6 +23,7 @@ from stream2llm.api.requests import (
     UpdateContext,
 )
 from stream2llm.api.session import Event
+from stream2llm.serving.system.light_event import LightEvent
 from stream2llm.serving.system.silence import Silence, is_answered
 
 _EVENTS: dict[type[ClientEvent], Event] = {
@@ -42,7 +43,10 @@ class EventReader:
     def __init__(self, live: LiveSession, events: AsyncIterator[ClientEvent]) -> None:
         self._live = live
         self._events = events
-        self._coming: asyncio.Task[ClientEvent | None] | None = None
+        # Reads on as soon as the event that has come was taken.
+        self._reading: asyncio.Task[None] | None = None
+        self._coming = _to_come()
+        self._was_taken = LightEvent()
         # Whether the event that is being handled brings content, and the one that has come since.
         self._is_content_in_hand = False
         self._has_content_come = False
@@ -70,7 +74,8 @@ class EventReader:
         self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
         if event is not None:
             self._is_content_in_hand, self._has_content_come = self._has_content_come, False
-            self._coming = asyncio.create_task(self._pull())
+            self._coming = _to_come()
+            self._was_taken.set()
         return event
 
     async def _wait_for_credit(self) -> None:
@@ -79,8 +84,7 @@ class EventReader:
             return
         credit = asyncio.create_task(self._live.wait_for_credit())
         try:
-            if self._coming is not None:
-                await asyncio.wait({credit, self._coming}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({credit, self._coming}, return_when=asyncio.FIRST_COMPLETED)
             if not _is_seal(self._coming):
                 await credit
         finally:
@@ -88,8 +92,6 @@ class EventReader:
 
     async def has_arrived(self, within_s: float) -> bool:
         """Whether the next event is there, or arrives within `within_s`, and may be read."""
-        if self._coming is None:
-            return False
         if not self._live.progress.has_credit:
             return _is_seal(self._coming)
         if not self._coming.done():
@@ -98,17 +100,36 @@ class EventReader:
 
     async def close(self) -> None:
         """Stops reading; drops an event that has arrived, or its error."""
-        if self._coming is not None:
-            self._coming.cancel()
-            await asyncio.wait({self._coming})
-            if not self._coming.cancelled():
-                self._coming.exception()
+        # Its error leads back here: without the task no cycle is left to collect.
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
+        self._coming.cancel()
+        if not self._coming.cancelled():
+            self._coming.exception()
 
     async def open(self) -> OpenSession:
         """Returns the first event."""
         event = await self.next()
         assert isinstance(event, OpenSession), "the life cycle lets nothing else begin"
         return event
+
+    async def _read_on(self) -> None:
+        """Reads one event after the other until there is none, or an error."""
+        while not self._coming.done():
+            try:
+                event = await self._pull()
+            except Exception as error:  # for who takes the event
+                if not self._coming.done():
+                    self._coming.set_exception(error)
+                return
+            if self._coming.done():  # who waited for it was cancelled
+                return
+            self._coming.set_result(event)
+            self._was_taken.clear()
+            if event is not None:
+                await self._was_taken.wait()
 
     async def _pull(self) -> ClientEvent | None:
         event = await anext(self._events, None)
@@ -121,13 +142,13 @@ class EventReader:
 
     async def _read(self) -> ClientEvent | None:
         limits = self._live.parts.spec.limits
-        is_to_open = self._coming is None and limits.open_timeout_s < limits.input_idle_timeout_s
+        is_to_open = self._reading is None and limits.open_timeout_s < limits.input_idle_timeout_s
         limit_s = limits.open_timeout_s if is_to_open else limits.input_idle_timeout_s
-        coming = self._coming or asyncio.create_task(self._pull())
-        self._coming = coming
-        if self._live.is_sealed or await self._comes_within(coming, limit_s):
-            # Shielded: `close` cancels it.
-            return await asyncio.shield(coming)
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_on())
+        coming = self._coming
+        if coming.done() or self._live.is_sealed or await self._comes_within(coming, limit_s):
+            return await coming
         if is_to_open:
             raise IdleTimeoutError(
                 f"no event came within {limit_s:g} s (open_timeout_s)", reason="NOT_OPENED"
@@ -137,7 +158,7 @@ class EventReader:
             f" {self._live.state} (input_idle_timeout_s)"
         )
 
-    async def _comes_within(self, coming: asyncio.Task[Any], limit_s: float) -> bool:
+    async def _comes_within(self, coming: asyncio.Future[Any], limit_s: float) -> bool:
         """Waits for the event. Only time in which the client may send counts.
 
         Neither time in which this router itself stood still does, nor time without credit: a
@@ -163,8 +184,12 @@ def _brings_content(event: ClientEvent) -> bool:
             return True  # a conversation, or the seal
 
 
-def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
+def _to_come() -> asyncio.Future[ClientEvent | None]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _is_seal(coming: asyncio.Future[ClientEvent | None]) -> bool:
     """Whether the next event has arrived and is the seal."""
-    if coming is None or not coming.done() or coming.cancelled() or coming.exception():
+    if not coming.done() or coming.cancelled() or coming.exception():
         return False
     return isinstance(coming.result(), SealContext)

@@ -1,9 +1,9 @@
 """KV prefetch of one session: passes offers from prefill to a decode worker before the seal.
 
-The decode worker is chosen when the session opens, and again when it is lost. It compiles
-the session's structured output, if there is one, at once. No
-failure in here fails the session: the hand-over after the first token transfers
-whatever has not been prefetched.
+The decode worker is chosen at the first offer, and again when it is lost: a session that
+prefill offers nothing of costs no RPC. One with a structured output has a worker at once,
+which compiles it. No failure in here fails the session: the hand-over after the first token
+transfers whatever has not been prefetched.
 
 The session is responsible for an offer until decode has it: an offer that is stale, or
 that no worker takes, is released, so that prefill gets its blocks back at once. After
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.live_session import LiveSession
@@ -26,10 +27,15 @@ from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.prefix import Tokens
+from stream2llm.serving.system.light_event import LightEvent
 
 _logger = logging.getLogger(__name__)
 # After this many lost decode workers a session hands over at the seal.
 _MOST_WORKERS = 3
+
+
+def _nothing() -> None:
+    pass
 
 
 class KvPrefetch:
@@ -40,12 +46,14 @@ class KvPrefetch:
         self._log = KvPrefetchLog[pb.Handover]()
         self._stability: Stability | None = None
         # Set when the log may have a fetch to send.
-        self._has_news = asyncio.Event()
+        self._has_news = LightEvent()
+        # Begins `run`, unless that runs.
+        self._begin: Callable[[], object] = _nothing
         self._worker_call: PrefetchCall | None = None
         # Whether this session streams its hand-over.
         self.is_on = mode == "streamed"
         self._calls_left = _MOST_WORKERS
-        if self.is_on or live.sampling.structured_output is not None:
+        if live.sampling.structured_output is not None:
             self._next_call()
 
     # -- the context ---------------------------------------------------------------
@@ -100,6 +108,13 @@ class KvPrefetch:
             self._release(offer.handover)
         else:
             self._has_news.set()
+            self._begin()
+
+    def begin_by(self, begin: Callable[[], object]) -> None:
+        """`begin` runs `run`, unless that runs; called when there is something to do."""
+        self._begin = begin
+        if self._worker_call is not None:
+            begin()
 
     async def run(self) -> None:
         """Serves offers until it is cancelled."""
@@ -195,6 +210,7 @@ class KvPrefetch:
 
     def close(self) -> None:
         """Abandons what is under way; may be called again."""
+        self._begin = _nothing
         self._close_call()
         for handover in self._log.close():
             self._release(handover)

@@ -18,7 +18,6 @@ sequence may have changed.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
@@ -71,10 +70,11 @@ class KvPrefetchLog(Generic[HandoverT]):
 
     def __init__(self) -> None:
         self._sequence: Tokens = as_tokens([])
-        # Splices that prefill may not have seen: (revision, tokens kept).
-        self._unseen: deque[tuple[int, int]] = deque()
+        # Splices that prefill may not have seen: (revision, tokens kept). Lists, because there are
+        # few and an empty deque has 600 bytes.
+        self._unseen: list[tuple[int, int]] = []
         # One or two, because prefill has one offer in flight at a time.
-        self._waiting: deque[Fetch[HandoverT]] = deque()
+        self._waiting: list[Fetch[HandoverT]] = []
         self._at_decode: Fetch[HandoverT] | None = None
         self._is_in_vain = False
 
@@ -107,7 +107,7 @@ class KvPrefetchLog(Generic[HandoverT]):
     def seen(self, revision: int) -> None:
         """A message from prefill includes that splice."""
         while self._unseen and self._unseen[0][0] <= revision:
-            self._unseen.popleft()
+            self._unseen.pop(0)
 
     def offered(self, offer: Offered, handover: HandoverT) -> OfferVerdict:
         """Takes an offer.
@@ -127,7 +127,7 @@ class KvPrefetchLog(Generic[HandoverT]):
         """Returns the fetch to send to decode now; None while one is there or none waits."""
         if self._at_decode is not None or not self._waiting:
             return None
-        self._at_decode, self._is_in_vain = self._waiting.popleft(), False
+        self._at_decode, self._is_in_vain = self._waiting.pop(0), False
         return self._at_decode
 
     def is_in_vain(self, fetch: Fetch[HandoverT]) -> bool:

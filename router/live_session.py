@@ -6,7 +6,6 @@ loop, so no locks.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +33,7 @@ from stream2llm.api.session import Event, Session, State
 from stream2llm.security.principal import ANYONE, Principal
 from stream2llm.serving.observability.log_context import LogContext
 from stream2llm.serving.observability.tracing import NO_TRACE, Trace
+from stream2llm.serving.system.light_event import LightEvent
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class LiveSession:
         self._cause = Cause.PREFILL_LOST
         self._life = Session()
         self.place = place
-        self._credit_changed = asyncio.Event()
+        self._credit_changed = LightEvent()
 
     @property
     def session_id(self) -> str:
@@ -149,6 +149,11 @@ class LiveSession:
         """Applies an event; the only way to change the state."""
         self._life.apply(event)
         self._show_phase()
+
+    def stepped(self) -> None:
+        """Tokens behind the first one have come: `Event.STEP`, which changes nothing from its second on."""
+        if self._life.state is not State.DECODING:
+            self.apply(Event.STEP)
 
     def end(self, event: Event, outcome: str, error: Stream2LLMError | None = None) -> None:
         """Ends the session, once, and frees its place."""

@@ -11,7 +11,7 @@ from router.tenant_metrics import TTFT_S, TenantMetrics
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.serving.observability.metric_maker import MetricMaker
+from stream2llm.serving.observability.metric_maker import ByLabel, MetricMaker
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
 # From 1 ms on: fast GPUs answer in a few.
@@ -60,164 +60,196 @@ class RouterMetrics:
     def __init__(
         self, registry: CollectorRegistry, model: str, tenants: TenantsOptions = ALL_ALIKE
     ) -> None:
-        self._model = model
         make = MetricMaker(registry, ("model",))
-        self._sessions = make.counter(
-            "sessions",
-            "Sessions that ended, by outcome: ok, cancelled, or a gRPC status in lower case.",
-            "outcome",
+        self._sessions = ByLabel(
+            make.counter(
+                "sessions",
+                "Sessions that ended, by outcome: ok, cancelled, or a gRPC status in lower case.",
+                "outcome",
+            ),
+            model,
         )
-        self._errors = make.counter(
-            "errors",
-            "RPCs that ended with an error, refused before admission included, by reason.",
-            "reason",
+        self._errors = ByLabel(
+            make.counter(
+                "errors",
+                "RPCs that ended with an error, refused before admission included, by reason.",
+                "reason",
+            ),
+            model,
         )
-        self._active = make.gauge(
-            "sessions_active", "Sessions open now, by what they wait for.", "phase"
+        self._active = ByLabel(
+            make.gauge("sessions_active", "Sessions open now, by what they wait for.", "phase"),
+            model,
         )
-        self._ttft = make.histogram(
-            "time_to_first_token_seconds",
-            "Seconds from seal to first token, by input mode: oneshot, append, update.",
-            TTFT_S,
-            "input_mode",
+        self._ttft = ByLabel(
+            make.histogram(
+                "time_to_first_token_seconds",
+                "Seconds from seal to first token, by input mode: oneshot, append, update.",
+                TTFT_S,
+                "input_mode",
+            ),
+            model,
         )
-        self._session_ttft = make.histogram(
-            "session_ttft_seconds",
-            "Seconds from open to first token, by input mode: oneshot, append, update.",
-            TTFT_S,
-            "input_mode",
+        self._session_ttft = ByLabel(
+            make.histogram(
+                "session_ttft_seconds",
+                "Seconds from open to first token, by input mode: oneshot, append, update.",
+                TTFT_S,
+                "input_mode",
+            ),
+            model,
         )
-        self._deadlines = make.counter(
-            "ttft_deadlines",
-            "Sealed sessions with a deadline, by whether the first token came in time: met, missed.",
-            "result",
+        self._deadlines = ByLabel(
+            make.counter(
+                "ttft_deadlines",
+                "Sealed sessions with a deadline, by whether the first token came in time: met, missed.",
+                "result",
+            ),
+            model,
         )
-        self._admissions = make.counter(
-            "admission_forecasts",
-            "Sessions that opened with a deadline, by the forecast: holds, warned, refused, unknown.",
-            "verdict",
+        self._admissions = ByLabel(
+            make.counter(
+                "admission_forecasts",
+                "Sessions that opened with a deadline, by the forecast: holds, warned, refused, unknown.",
+                "verdict",
+            ),
+            model,
         )
         self._inter_token = make.histogram(
             "inter_token_latency_seconds",
             "Seconds between two outputs of one session; the first of decode is after the hand-over.",
             _INTER_TOKEN_S,
-        )
+        ).labels(model)
         self._handover = make.histogram(
             "handover_latency_seconds",
             "Seconds from first to second token: the hand-over as the client sees it.",
             _INTER_TOKEN_S,
+        ).labels(model)
+        self._exposed = ByLabel(
+            make.histogram(
+                "handover_exposed_seconds",
+                "Seconds from first to second token, by hand-over mode: at_seal, streamed.",
+                _INTER_TOKEN_S,
+                "handover",
+            ),
+            model,
         )
-        self._exposed = make.histogram(
-            "handover_exposed_seconds",
-            "Seconds from first to second token, by hand-over mode: at_seal, streamed.",
-            _INTER_TOKEN_S,
-            "handover",
-        )
-        self._fetches = make.counter(
-            "handover_fetches",
-            "KV prefetches, by result: fetched, refused, aborted, failed.",
-            "result",
+        self._fetches = ByLabel(
+            make.counter(
+                "handover_fetches",
+                "KV prefetches, by result: fetched, refused, aborted, failed.",
+                "result",
+            ),
+            model,
         )
         self._e2e = make.histogram(
             "e2e_latency_seconds",
             "Seconds from open to end of sessions that succeeded.",
             _LATENCY_S,
-        )
+        ).labels(model)
         self._overlap = make.histogram(
             "input_overlap_ratio",
             "Share of the prompt's tokens, 0 to 1, prefilled before the seal arrived.",
             _RATIO,
-        )
-        self._chunks = make.counter(
-            "input_chunks", "Events received, by event: open, append, update, seal.", "op"
+        ).labels(model)
+        self._chunks = ByLabel(
+            make.counter(
+                "input_chunks", "Events received, by event: open, append, update, seal.", "op"
+            ),
+            model,
         )
         self._event_wait = make.histogram(
             "event_wait_seconds",
             "Seconds from the arrival of a client's event until the router handles it; without those"
             " sent beyond the session's credit.",
             _WAIT_S,
+        ).labels(model)
+        self._tokens = ByLabel(
+            make.counter(
+                "input_tokens", "Tokens received, by event: open, append, update, seal.", "op"
+            ),
+            model,
         )
-        self._tokens = make.counter(
-            "input_tokens", "Tokens received, by event: open, append, update, seal.", "op"
-        )
-        self._invalidated = make.counter(
-            "input_tokens_invalidated",
-            "Prefilled tokens that updates invalidated, by document ordering: as_given, stable.",
-            "ordering",
+        self._invalidated = ByLabel(
+            make.counter(
+                "input_tokens_invalidated",
+                "Prefilled tokens that updates invalidated, by document ordering: as_given, stable.",
+                "ordering",
+            ),
+            model,
         )
         self._computed = make.counter(
             "input_tokens_prefilled", "Tokens that prefill computed, recomputation included."
-        )
+        ).labels(model)
         self._reused = make.counter(
             "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
-        )
-        self._output = make.counter("output_tokens", "Tokens of answers sent to clients.")
-        self._restarts = make.counter(
-            "session_restarts",
-            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, mixed_lost, kv_lost,"
-            " refused; router_lost: taken over from another router.",
-            "cause",
+        ).labels(model)
+        output = make.counter("output_tokens", "Tokens of answers sent to clients.")
+        self._output = output.labels(model)
+        self._restarts = ByLabel(
+            make.counter(
+                "session_restarts",
+                "Sessions placed at another worker, by cause: prefill_lost, decode_lost, mixed_lost, kv_lost,"
+                " refused; router_lost: taken over from another router.",
+                "cause",
+            ),
+            model,
         )
         self._recomputed = make.counter(
             "recovery_recomputed_tokens",
             "Tokens that prefill computed again because the worker that had them was lost.",
-        )
-        self._recovery = make.histogram(
-            "recovery_seconds",
-            "Seconds from the loss of a worker to the next token of a sealed session, by cause.",
-            TTFT_S,
-            "cause",
+        ).labels(model)
+        self._recovery = ByLabel(
+            make.histogram(
+                "recovery_seconds",
+                "Seconds from the loss of a worker to the next token of a sealed session, by cause.",
+                TTFT_S,
+                "cause",
+            ),
+            model,
         )
         self.tenants = TenantMetrics(make, model, tenants)
-        for verdict in ("holds", "warned", "refused", "unknown"):
-            self._admissions.labels(model, verdict)
-        for result in ("met", "missed"):  # 0 rather than absent
-            self._deadlines.labels(model, result)
-        for phase in Phase:
-            self._active.labels(model, phase)
-        for reason in ("WORKER_LOST", "KV_LOST"):  # an alert fires at the first one
-            self._errors.labels(model, reason)
-        for cause in Cause:
-            self._restarts.labels(model, cause)
-            self._recovery.labels(model, cause)
+        self._admissions.show("holds", "warned", "refused", "unknown")
+        self._deadlines.show("met", "missed")
+        self._active.show(*Phase)
+        self._errors.show("WORKER_LOST", "KV_LOST")  # an alert fires at the first one
+        self._restarts.show(*Cause)
+        self._recovery.show(*Cause)
 
     def phase_changed(self, old: Phase | None, new: Phase | None) -> None:
         """A session changed its phase; None before its begin and after its end."""
         if old is not None:
-            self._active.labels(self._model, old).dec()
+            self._active[old].dec()
         if new is not None:
-            self._active.labels(self._model, new).inc()
+            self._active[new].inc()
 
     def session_ended(self, outcome: str, duration_s: float) -> None:
         """`outcome` is "ok", "cancelled" or the name of a status in lower case."""
-        self._sessions.labels(self._model, outcome).inc()
+        self._sessions[outcome].inc()
         if outcome == "ok":
-            self._e2e.labels(self._model).observe(duration_s)
+            self._e2e.observe(duration_s)
 
     def rpc_failed(self, reason: str) -> None:
         """`reason` is one of `router.refusals.Reason`."""
-        self._errors.labels(self._model, reason).inc()
+        self._errors[reason].inc()
 
     def event_waited(self, seconds: float) -> None:
         """A client's event had arrived so long before it was taken up."""
-        self._event_wait.labels(self._model).observe(seconds)
+        self._event_wait.observe(seconds)
 
     def received(self, op: InputOp, num_tokens: int) -> None:
         """Counts one event."""
-        self._chunks.labels(self._model, op).inc()
-        self._tokens.labels(self._model, op).inc(num_tokens)
+        self._chunks[op].inc()
+        self._tokens[op].inc(num_tokens)
 
     def prefilled(
         self, before: PrefillProgress, now: PrefillProgress, ordering: DocumentOrdering
     ) -> None:
         """Counts a prefill worker's figures, which are totals since the session's start."""
-        model = self._model
-        computed, reused = self._computed.labels(model), self._reused.labels(model)
-        invalidated = self._invalidated.labels(model, ordering)
         for metric, old, new in (
-            (computed, before.computed_tokens, now.computed_tokens),
-            (reused, before.reused_tokens, now.reused_tokens),
-            (invalidated, before.invalidated_tokens, now.invalidated_tokens),
+            (self._computed, before.computed_tokens, now.computed_tokens),
+            (self._reused, before.reused_tokens, now.reused_tokens),
+            (self._invalidated[ordering], before.invalidated_tokens, now.invalidated_tokens),
         ):
             metric.inc(max(new - old, 0))
 
@@ -225,45 +257,45 @@ class RouterMetrics:
         self, mode: InputMode, from_open_s: float, from_seal_s: float, overlap_ratio: float
     ) -> None:
         """Prefill sampled the first token."""
-        self._session_ttft.labels(self._model, mode).observe(from_open_s)
-        self._ttft.labels(self._model, mode).observe(from_seal_s)
-        self._overlap.labels(self._model).observe(overlap_ratio)
+        self._session_ttft[mode].observe(from_open_s)
+        self._ttft[mode].observe(from_seal_s)
+        self._overlap.observe(overlap_ratio)
 
     def deadline(self, *, is_met: bool) -> None:
         """A sealed session with a deadline has its first token, or ends without one."""
-        self._deadlines.labels(self._model, "met" if is_met else "missed").inc()
+        self._deadlines["met" if is_met else "missed"].inc()
 
     def forecast(self, verdict: str) -> None:
         """A session with a deadline opens: "holds", "warned", "refused", or "unknown" without a rate."""
-        self._admissions.labels(self._model, verdict).inc()
+        self._admissions[verdict].inc()
 
     def decode_step(self, since_last_s: float, *, is_first: bool) -> None:
         """Decode returned tokens; the first time includes the hand-over."""
-        self._inter_token.labels(self._model).observe(since_last_s)
+        self._inter_token.observe(since_last_s)
         if is_first:
-            self._handover.labels(self._model).observe(since_last_s)
+            self._handover.observe(since_last_s)
 
     def exposed(self, seconds: float, *, is_streamed: bool) -> None:
         """Observes one session's hand-over time as its client sees it."""
         mode: HandoverMode = "streamed" if is_streamed else "at_seal"
-        self._exposed.labels(self._model, mode).observe(seconds)
+        self._exposed[mode].observe(seconds)
 
     def fetch_ended(self, end: str) -> None:
         """Counts a prefetch; `end` is a name of the proto's FetchEnd."""
-        self._fetches.labels(self._model, end.removeprefix("FETCH_END_").lower()).inc()
+        self._fetches[end.removeprefix("FETCH_END_").lower()].inc()
 
     def output(self, num_tokens: int) -> None:
         """Counts tokens sent to a client."""
-        self._output.labels(self._model).inc(num_tokens)
+        self._output.inc(num_tokens)
 
     def restarted(self, cause: Cause) -> None:
         """A session has lost a worker, and goes on at another one."""
-        self._restarts.labels(self._model, cause).inc()
+        self._restarts[cause].inc()
 
     def recomputed(self, num_tokens: int) -> None:
         """Prefill has computed tokens that a lost worker had."""
-        self._recomputed.labels(self._model).inc(num_tokens)
+        self._recomputed.inc(num_tokens)
 
     def recovered(self, cause: Cause, seconds: float) -> None:
         """A sealed session that lost a worker has its next token."""
-        self._recovery.labels(self._model, cause).observe(seconds)
+        self._recovery[cause].observe(seconds)

@@ -11,7 +11,6 @@ from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
 from router.worker import Worker
 from stream2llm.api.events import Finished
-from stream2llm.api.session import Event
 
 
 async def run_at_mixed_worker(
@@ -23,7 +22,7 @@ async def run_at_mixed_worker(
             leave_draining(live, delivery.sealed, worker)
             step = await prefill.receive_step()
             worker.took(delivery.note_step(is_after_handover=False), len(step.token_ids))
-            live.apply(Event.STEP)
+            live.stepped()
             ending = await delivery.take(step)
             if ending is not None:
                 return ending

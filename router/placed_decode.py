@@ -26,7 +26,6 @@ from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished
 from stream2llm.api.handover import NO_FETCHED_TOKENS
-from stream2llm.api.session import Event
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import common_prefix_len
 from stream2llm.serving.sessions.token_bytes import to_bytes
@@ -178,7 +177,7 @@ class PlacedDecode:
                     since_last_s = self._delivery.note_step(is_after_handover=False)
                     worker_call.worker.took(since_last_s, len(step.token_ids))
                 is_first = False
-                self._live.apply(Event.STEP)
+                self._live.stepped()
                 ending = await self._delivery.take(step)
                 if ending is not None:
                     return ending

@@ -116,15 +116,15 @@ class PlacedPrefill:
                 await self._recover(call, None)
 
     async def leave_draining(self) -> None:
-        """Places the session elsewhere when its worker drains, until cancelled.
+        """Places the session elsewhere, when workers have begun to drain and its own is one.
 
         It leaves as soon as another worker can be used; until then it stays.
         """
-        while self._live.recovery.may_move:
-            next_begins = self._workers.drain_begins
-            if self._wants_to_leave(self._call.worker):
-                await self._leave(self._call.worker)
-            await next_begins.wait()
+        left: Worker | None = None
+        while self._live.recovery.may_move and self._call.worker is not left:
+            left = self._call.worker
+            if self._wants_to_leave(left):
+                await self._leave(left)
 
     async def resume(self, failure: Failure, tokens: Tokens, num_answer_tokens: int) -> None:
         """Goes on behind `tokens`, which end with the answer so far, after such a failure.

@@ -40,6 +40,7 @@ from stream2llm.serving.rpc.undecodable import RefuseUndecodable
 from stream2llm.serving.settings.router_spec import RouterSpec
 from stream2llm.serving.settings.worker_spec import ClusterView
 from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.gc_pauses import GcPauses
 from stream2llm.serving.system.loop_lag import LoopLag
 from stream2llm.serving.system.processes import own_origin
 
@@ -81,6 +82,8 @@ class Router:
         ProcessCollector(registry=self.registry)
         clock = clock or SystemClock()
         self._loop_lag = LoopLag(self.registry, clock)
+        self._gc_pauses = GcPauses(clock)
+        self.registry.register(self._gc_pauses)
         metrics = RouterMetrics(self.registry, spec.model_name, spec.security.tenants)
         self._certificates = open_certificates(spec.security.tls_files)
         if self._certificates is not None:
@@ -135,9 +138,11 @@ class Router:
             http_server_context(self._certificates),
             self._guards.of("metrics"),
         )
+        self._gc_pauses.watch()
         try:
             port = await self._start_grpc()
         except BaseException:
+            self._gc_pauses.stop()
             self._metrics_server.close()
             raise
         address = f"{self.spec.host}:{port}"
@@ -185,6 +190,7 @@ class Router:
 
     async def stop(self) -> None:
         """Cancels what is open and frees everything."""
+        self._gc_pauses.stop()
         self._parts.sessions.refuse_new()
         if self._server is not None:
             await self._server.stop(None)

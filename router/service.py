@@ -186,7 +186,7 @@ class _Writer(StreamWriter):
 
     async def send(self, event: Event) -> None:
         """Raises PeerGoneError when the client is gone."""
-        await self.write(codec.encode_event(self._response_type, event))
+        await self.write_uncancelled(codec.encode_event(self._response_type, event))
 
 
 async def _worker_info(worker: Worker) -> WorkerInfo:

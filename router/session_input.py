@@ -1,9 +1,9 @@
 """The input half of a session: client events become splices for prefill.
 
 Events that arrive together are sent together: a client that appends its last document
-and seals sends two messages, and prefill, if it got the first one alone, would begin a
-step for which the seal has to wait. So changes are held back for a moment, and for as
-long as the next event is already there.
+and seals in two messages would have prefill, if it got the first one alone, begin a step
+for which the seal has to wait. So changes are held back for a moment, and for as long as
+the next event is already there. A change that comes with the seal needs no such luck.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from router.sealed_answer import SealedAnswer
 from router.splice import Splice
 from router.stability import check_sureness, num_sure
 from router.text_input import Frame
-from stream2llm.api.errors import EventOrderError, InvalidRequestError
+from stream2llm.api.errors import EventOrderError, InvalidRequestError, Stream2LLMError
 from stream2llm.api.options import ControlTokens, OversizedDocuments
 from stream2llm.api.requests import (
     AppendContext,
@@ -100,29 +100,47 @@ class SessionInput:
         else:
             splice = self._log.begin()
             stable = self._prefetch.appended(self._log.sequence)
-            await self._splice(event.sequence, splice, stable)
+            self._splice(event.sequence, splice, stable)
+            self._live.send_progress()
             await self._send_held()
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
-            case AppendContext():
-                documents = await self._documents(event, InputOp.APPEND)
-                splice = self._log.append(documents)
-                stable = self._prefetch.appended(self._log.sequence)
-                await self._changed(event, InputOp.APPEND, splice, stable)
-            case UpdateContext():
-                self._live.record.mode = InputMode.UPDATE
-                check_sureness(each.stays for each in event.documents)
-                documents = await self._documents(event, InputOp.UPDATE)
-                splice = self._log.update(documents)
-                num_documents = num_sure(each.stays for each in event.documents)
-                sure = self._log.num_tokens_of(num_documents) if num_documents else 0
-                stable = self._prefetch.updated(splice.keep_tokens, sure)
-                await self._changed(event, InputOp.UPDATE, splice, stable)
+            case AppendContext() | UpdateContext():
+                await self._change(event)
+                self._live.send_progress()
             case SealContext():
+                if event.change is not None:
+                    await self._change_of_seal(event.change, event.sequence)
                 await self._seal(event)
             case OpenSession():  # pragma: no cover - the life cycle refuses it
                 raise EventOrderError("a session opens once")
+
+    async def _change(self, event: AppendContext | UpdateContext) -> None:
+        """Applies an event, which is held until `_send_held` or the seal."""
+        if isinstance(event, AppendContext):
+            op = InputOp.APPEND
+            splice = self._log.append(await self._documents(event, op))
+            stable = self._prefetch.appended(self._log.sequence)
+        else:
+            op = InputOp.UPDATE
+            self._live.record.mode = InputMode.UPDATE
+            check_sureness(each.stays for each in event.documents)
+            splice = self._log.update(await self._documents(event, op))
+            num_documents = num_sure(each.stays for each in event.documents)
+            sure = self._log.num_tokens_of(num_documents) if num_documents else 0
+            stable = self._prefetch.updated(splice.keep_tokens, sure)
+        self._live.take_input(op, splice.num_new_tokens, len(self._log.sequence))
+        self._splice(event.sequence, splice, stable)
+
+    async def _change_of_seal(self, change: AppendContext | UpdateContext, sequence: int) -> None:
+        """Applies what came with the seal; prefill gets it with the seal."""
+        try:
+            await self._change(replace(change, sequence=sequence))
+        except Stream2LLMError as error:
+            if error.field:
+                error.field = f"seal.{error.field}"
+            raise
 
     async def _documents(
         self, event: AppendContext | UpdateContext, op: InputOp
@@ -134,21 +152,14 @@ class SessionInput:
             await self._live.outbox.put(oversized)
         return taken.documents
 
-    async def _changed(
-        self, event: ClientEvent, op: InputOp, splice: Splice, stable_tokens: int
-    ) -> None:
-        self._live.take_input(op, splice.num_new_tokens, len(self._log.sequence))
-        await self._splice(event.sequence, splice, stable_tokens)
-
-    async def _splice(self, sequence: int, splice: Splice, stable_tokens: int) -> None:
+    def _splice(self, sequence: int, splice: Splice, stable_tokens: int) -> None:
         # An unchanged list may make more tokens stable.
         if splice.is_empty and not stable_tokens:
             self._live.progress.event(sequence)
-        else:
-            revision = self._revise(sequence, splice)
-            self._prefetch.spliced(revision, splice)
-            self._hold(revision, splice, stable_tokens)
-        self._live.send_progress()
+            return
+        revision = self._revise(sequence, splice)
+        self._prefetch.spliced(revision, splice)
+        self._hold(revision, splice, stable_tokens)
 
     def _hold(self, revision: int, splice: Splice, stable_tokens: int) -> _Held:
         """Joins the held change and this one into one."""

@@ -28,6 +28,7 @@ from stream2llm.api.session import Event
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import Tokens
+from stream2llm.serving.system.light_event import LightEvent
 
 
 class SessionOutput:
@@ -42,7 +43,7 @@ class SessionOutput:
         # Called when the answer has ended before a worker was asked for a token.
         self._on_ended: Callable[[], object] = lambda: None
         # Set by the first token from here, or by the end of an answer without one.
-        self.begun = asyncio.Event()
+        self.begun = LightEvent()
 
     @property
     def prompt(self) -> Tokens:

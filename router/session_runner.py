@@ -4,7 +4,7 @@
     output:  prefill's progress and first token -> outbox; then decode's steps -> outbox
     writer:  outbox -> client
 
-The three tasks end together. The first failure ends the session with one error; a
+The tasks end together. The first failure ends the session with one error; a
 cancelled RPC ends it with none. In either case both worker RPCs end, and a hand-over
 that no decode worker has taken is released.
 """
@@ -15,6 +15,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from router.admission import admit, chosen_slo_ms, forecast, verdict_of
@@ -23,7 +24,7 @@ from router.context import ContextLog
 from router.event_reader import EventReader
 from router.live_session import LiveSession
 from router.metrics import InputOp
-from router.outbox import Send
+from router.outbox import Outbox, Send
 from router.ranking_note import check_ranking_note
 from router.resumed import FIELD, check_opened, other_field
 from router.router_parts import RouterParts
@@ -129,13 +130,46 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     handover = opened.handover or live.parts.spec.handover
     async with placed(live, handover, num_tokens) as answer:
         session_input = SessionInput(live, answer, frame, log, opened)
-        await live.outbox.put(_accepted(live, forecast_ms))
-        async with asyncio.TaskGroup() as group:
-            group.create_task(live.outbox.drain(send))
+        await live.outbox.put(_accepted(live, forecast_ms, opened))
+        async with _writing(live.outbox, send), asyncio.TaskGroup() as group:
             reading = group.create_task(session_input.run(reader))
             await run_answers(answer)
             reading.cancel()  # messages after the answers are ignored
-            await live.outbox.close()
+
+
+@asynccontextmanager
+async def _writing(outbox: Outbox, send: Send) -> AsyncIterator[None]:
+    """Writes what comes into the outbox; to its end, if the body does not fail.
+
+    The task that writes is not cancelled, because a write must not be: it is stopped, and fails
+    the session by cancelling it.
+    """
+    session = asyncio.current_task()
+    assert session is not None
+    writing = asyncio.create_task(outbox.drain(send))
+
+    def end_session(_: object) -> None:
+        if _failure_of(writing) is not None and not outbox.is_closed:
+            session.cancel()
+
+    writing.add_done_callback(end_session)
+    try:
+        yield
+        outbox.close()
+        await asyncio.wait({writing})
+        writing.result()
+    except asyncio.CancelledError:
+        failure = _failure_of(writing)
+        if failure is None:
+            raise
+        session.uncancel()
+        raise failure from None
+    finally:
+        outbox.stop()
+
+
+def _failure_of(task: asyncio.Task[None]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 def _take_open(live: LiveSession, event: OpenSession) -> None:
@@ -209,9 +243,14 @@ def _admit(live: LiveSession, num_tokens: int) -> int | None:
     return admit(found, parts.spec.admission, slo_ms)
 
 
-def _accepted(live: LiveSession, forecast_ms: int | None) -> Accepted:
-    credit = live.progress.figures().credit_tokens
-    return Accepted(live.session_id, live.parts.spec.model_name, credit, forecast_ms)
+def _accepted(live: LiveSession, forecast_ms: int | None, opened: OpenSession) -> Accepted:
+    return Accepted(
+        live.session_id,
+        live.parts.spec.model_name,
+        live.progress.figures().credit_tokens,
+        forecast_ms,
+        seal_takes_change=not opened.one_shot,
+    )
 
 
 def _the_error(raised: Exception, session_id: str) -> Stream2LLMError:

@@ -186,9 +186,9 @@ class SessionPlace:
         # Why the session lost its place.
         self.eviction: Stream2LLMError | None = None
         # Called when it does; set by who serves the session.
-        self.on_evicted: Callable[[], object] = lambda: None
+        self.on_evicted: Callable[[], object] = _nothing
         # Whether content that the client has sent waits for this router; set by who reads it.
-        self.has_unhandled_content: Callable[[], bool] = lambda: False
+        self.has_unhandled_content: Callable[[], bool] = _never
         self._owner = owner
         self._metrics = metrics
         self._clock = clock
@@ -267,3 +267,13 @@ class SessionPlace:
         if self.eviction is None:
             self._owner.gave_up(self)
         self._owner.left(self, lasted_s)
+        # They lead back to the session: without them no cycle is left to collect.
+        self.on_evicted, self.has_unhandled_content = _nothing, _never
+
+
+def _nothing() -> None:
+    pass
+
+
+def _never() -> bool:
+    return False

@@ -51,8 +51,8 @@ class WorkerPool:
         self._absences = Absences()
         # Set, and replaced, when a worker may have become usable.
         self._came = asyncio.Event()
-        # Set, and replaced, when workers have begun to drain.
-        self.drain_begins = asyncio.Event()
+        # Called when workers have begun to drain.
+        self.on_drain: set[Callable[[], object]] = set()
         self._channels = channels
         self._background = background
         self._workers: dict[str, Worker] = {}
@@ -87,8 +87,8 @@ class WorkerPool:
         for each in begun:
             self._workers[each.worker_id].drain_by_s = now_s + each.left_s
         if begun:
-            begins, self.drain_begins = self.drain_begins, asyncio.Event()
-            begins.set()
+            for call in tuple(self.on_drain):
+                call()
 
     @property
     def can_answer(self) -> bool:

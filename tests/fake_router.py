@@ -42,7 +42,8 @@ class Conversation:
     async def send(self, **event: Any) -> None:
         await self.context.write(pb.StreamGenerateResponse(**event))
 
-    async def accept(self, credit_tokens: int = CREDIT) -> None:
+    async def accept(self, credit_tokens: int = CREDIT, *, seal_takes_change: bool = False) -> None:
+        """By default as servers did before a seal could bring the last change."""
         opened = await self.next()
         assert opened is not None
         await self.send(
@@ -50,6 +51,7 @@ class Conversation:
                 session_id=opened.open.session_id or "made-by-server",
                 model="fake",
                 credit_tokens=credit_tokens,
+                seal_takes_change=seal_takes_change,
             )
         )
 

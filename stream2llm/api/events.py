@@ -30,6 +30,8 @@ class Accepted:
     ttft_forecast_ms: int | None = None
     """A warning: sealed now, the session would get its first token so late, which is later than its
     deadline. None: no warning."""
+    seal_takes_change: bool = False
+    """Whether the seal may bring the last change of the context in one message."""
 
 
 class DelayReason(StrEnum):

@@ -197,6 +197,8 @@ class SealContext:
 
     # Replaces the template's suffix; None keeps it.
     suffix: Content | None = None
+    # The last change of the context; None: it came before.
+    change: AppendContext | UpdateContext | None = None
     sequence: int = 0
 
 

@@ -16,11 +16,13 @@ from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.api.options import asked_slo
 from stream2llm.api.requests import (
     DEFAULT_CONTEXT_SLOT,
+    AppendContext,
     ChatPrompt,
     ChatTemplate,
     Content,
     Document,
     PlainTemplate,
+    UpdateContext,
 )
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client.chat_inputs import ChatOptions, MessageLike, chat_messages, is_message
@@ -114,6 +116,17 @@ def updated(documents: Iterable[DocumentLike]) -> tuple[Document, ...]:
         _named(document, seen, f"update.documents[{index}]")
         for index, document in enumerate(_documents(documents, "update.documents"))
     )
+
+
+def last_change(
+    append: Iterable[DocumentLike] | None, update: Iterable[DocumentLike] | None
+) -> AppendContext | UpdateContext | None:
+    """The change that comes with a seal; None for none."""
+    if append is not None and update is not None:
+        raise InvalidRequestError("append excludes update", field="seal.append")
+    if update is not None:
+        return UpdateContext(updated(update))
+    return None if append is None else AppendContext(appended(append))
 
 
 def _documents(documents: Iterable[DocumentLike], field: str) -> tuple[Document, ...]:

@@ -22,7 +22,7 @@ from stream2llm.client.inbox import Inbox, OnEvent
 from stream2llm.client.recovery import SessionRecovery
 from stream2llm.client.routers import Routers
 from stream2llm.client.rpc import END_GRACE_S, RpcFailedError, SessionRpc, ended_early
-from stream2llm.client.sent_context import SentContext
+from stream2llm.client.sent_context import SentContext, parted
 from stream2llm.client.status import cancelled_error
 from stream2llm.client.translate import check_size
 from stream2llm.client.tries import Tries
@@ -59,6 +59,8 @@ class PlacedSession:
         self._tries = Tries(routers, options.recovery, options.timeout_s)
         self._kept = SentContext(options.recovery.max_kept_bytes, keeps_events=options.keeps_events)
         self._seal: pb.StreamGenerateRequest | None = None
+        # Whether the present router takes a change with the seal.
+        self._takes_change = False
         self._sequence = 1  # the open
         self._writing = asyncio.Lock()
         # The RPC that has been sent everything; None while the session is placed.
@@ -76,11 +78,11 @@ class PlacedSession:
 
     async def append(self, message: pb.AppendContext) -> None:
         """Sends an append."""
-        await self._send(lambda: pb.StreamGenerateRequest(append=message))
+        await self._send(lambda: [pb.StreamGenerateRequest(append=message)])
 
     async def update(self, message: pb.UpdateContext) -> None:
         """Sends an update."""
-        await self._send(lambda: pb.StreamGenerateRequest(update=self._kept.completed(message)))
+        await self._send(lambda: [pb.StreamGenerateRequest(update=self._kept.completed(message))])
 
     def check_seal(self, message: pb.SealContext) -> None:
         """Raises when the seal is too large to be sent."""
@@ -89,7 +91,7 @@ class PlacedSession:
     async def seal(self, message: pb.SealContext) -> None:
         """Sends the seal, and closes this side of the RPC."""
         self.inbox.seal()
-        await self._send(lambda: pb.StreamGenerateRequest(seal=message))
+        await self._send(lambda: self._sealing(message))
 
     async def close(self) -> None:
         """Ends the RPC; afterwards no task of this session is left."""
@@ -98,23 +100,42 @@ class PlacedSession:
         self._running.cancel()
         await asyncio.wait({self._running})
 
-    async def _send(self, make_request: Callable[[], pb.StreamGenerateRequest]) -> None:
+    async def _send(self, make_requests: Callable[[], list[pb.StreamGenerateRequest]]) -> None:
+        """Writes what the session's present router takes."""
         async with self._writing:
             await self._until(lambda: self._rpc is not None)
-            rpc, request = self._rpc, make_request()
-            assert rpc is not None, "that was waited for"
-            request.sequence = self._sequence + 1
-            check_size(request, self._options.max_message_bytes)
-            self._sequence += 1
-            self._keep(request)
-            if not await _write(rpc, request):
-                await self._until(lambda: self._rpc not in (None, rpc))
+            for request in make_requests():
+                await self._send_one(request)
+
+    async def _send_one(self, request: pb.StreamGenerateRequest) -> None:
+        await self._until(lambda: self._rpc is not None)
+        rpc = self._rpc
+        assert rpc is not None, "that was waited for"
+        request.sequence = self._sequence + 1
+        check_size(request, self._options.max_message_bytes)
+        self._sequence += 1
+        self._keep(request)
+        if not await _write(rpc, request):
+            await self._until(lambda: self._rpc not in (None, rpc))
+
+    def _sealing(self, message: pb.SealContext) -> list[pb.StreamGenerateRequest]:
+        """The seal, after its change where the router does not take that with it."""
+        if message.HasField("update"):
+            message.update.CopyFrom(self._kept.completed(message.update))
+        change, bare = parted(message)
+        if change is None or self._takes_change:
+            return [pb.StreamGenerateRequest(seal=message)]
+        return [change, pb.StreamGenerateRequest(seal=bare)]
 
     def _keep(self, request: pb.StreamGenerateRequest) -> None:
-        if request.HasField("seal"):
-            self._seal = request
-        else:
+        if not request.HasField("seal"):
             self._kept.sent(request)
+            return
+        change, bare = parted(request.seal)
+        if change is not None:
+            change.sequence = request.sequence
+            self._kept.sent(change)
+        self._seal = pb.StreamGenerateRequest(sequence=request.sequence, seal=bare)
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         """Waits for a change of this session; raises what has ended it meanwhile."""
@@ -196,7 +217,10 @@ class PlacedSession:
         if event is None:
             raise ended_early()
         await self.inbox.take(event)
-        return isinstance(event, Accepted)
+        if not isinstance(event, Accepted):
+            return False
+        self._takes_change = event.seal_takes_change
+        return True
 
     async def _relay(self, rpc: SessionRpc) -> None:
         """Sends what was sent before, and reads to the end."""

@@ -90,6 +90,8 @@ class SessionRecording:
         """The session sends that now."""
         at_s = _now_s() - self._opened_s
         if isinstance(event, SealContext):
+            if event.change is not None:
+                self.sent(event.change)
             self._sealed_s = at_s
             self._suffix = self._suffix if event.suffix is None else _plain(event.suffix)
             return

@@ -137,6 +137,19 @@ class SentContext:
             yield part
 
 
+def parted(seal: pb.SealContext) -> tuple[pb.StreamGenerateRequest | None, pb.SealContext]:
+    """The change that a seal brings, as an event of its own, and the seal without it."""
+    bare = pb.SealContext()
+    if seal.HasField("suffix"):
+        bare.suffix.CopyFrom(seal.suffix)
+    match seal.WhichOneof("change"):
+        case "append":
+            return pb.StreamGenerateRequest(append=seal.append), bare
+        case "update":
+            return pb.StreamGenerateRequest(update=seal.update), bare
+    return None, bare
+
+
 def _has_content(document: pb.Document) -> bool:
     return document.WhichOneof("content") is not None
 

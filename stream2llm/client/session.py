@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from typing import Self
+from typing import Any, Self
 
 from stream2llm.api.errors import EventOrderError
 from stream2llm.api.events import Answer, Event, Finished, OversizedDocument, Progress
@@ -21,7 +21,7 @@ from stream2llm.api.requests import AppendContext, Content, SealContext, UpdateC
 from stream2llm.api.session import Event as SessionEvent
 from stream2llm.api.session import Session as LifeCycle
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.client.inputs import DocumentLike, appended, content_of, updated
+from stream2llm.client.inputs import DocumentLike, appended, content_of, last_change, updated
 from stream2llm.client.placed_session import PlacedSession
 from stream2llm.client.recording import SessionRecording
 from stream2llm.client.stream import AnswerStream
@@ -132,28 +132,35 @@ class AsyncSession:
             await placed.inbox.credit.wait()
         await placed.update(message)
 
-    def seal(self, suffix: Content | None = None) -> AnswerStream:
+    def seal(
+        self,
+        suffix: Content | None = None,
+        *,
+        append: Iterable[DocumentLike] | None = None,
+        update: Iterable[DocumentLike] | None = None,
+    ) -> AnswerStream:
         """Completes the context; iterate the answer's events, of which Finished is the last.
 
         With `sampling.n` there are several answers, each with an index and a Finished.
 
         The seal is sent when the iteration begins. `suffix` replaces the one given at
-        the open.
+        the open. `append` or `update` are the last documents: the answer begins earlier than
+        behind a call of that name, because no step of prefill comes between the two.
         """
         if suffix is not None:
             suffix = content_of(suffix, "seal.suffix")
+        event = SealContext(suffix, last_change(append, update))
         self._answer_is_forgotten = True
-        event = SealContext(suffix)
         events = self._seal(event, message_of(event, "seal"))
         return AnswerStream(events, self._num_answers)
 
-    async def answer(self, suffix: Content | None = None) -> Answer:
-        """Seals, and returns the whole answer."""
-        return await self.seal(suffix).answer()
+    async def answer(self, suffix: Content | None = None, **last: Any) -> Answer:
+        """Seals, and returns the whole answer; arguments as `seal` takes them."""
+        return await self.seal(suffix, **last).answer()
 
-    async def answers(self, suffix: Content | None = None) -> tuple[Answer, ...]:
+    async def answers(self, suffix: Content | None = None, **last: Any) -> tuple[Answer, ...]:
         """Seals, and returns all `sampling.n` answers in the order of their index."""
-        return await self.seal(suffix).answers()
+        return await self.seal(suffix, **last).answers()
 
     def events(self) -> AsyncIterator[Event]:
         """Yields Accepted, Progress and OversizedDocument until the seal; raises on failure.

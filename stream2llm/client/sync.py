@@ -182,17 +182,20 @@ class Session:
             documents = list(documents)  # in this thread, because an iterator may block
         self._portal.call(self._session.update(documents))
 
-    def seal(self, suffix: Content | None = None) -> Stream:
-        """Completes the context; iterate the answer's events."""
-        return Stream(self._portal, self._session.seal(suffix))
+    def seal(self, suffix: Content | None = None, **last: Any) -> Stream:
+        """Completes the context; iterate the answer's events.
 
-    def answer(self, suffix: Content | None = None) -> Answer:
-        """Seals, and returns the whole answer."""
-        return self.seal(suffix).answer()
+        `append` or `update` are the last documents, as AsyncSession.seal takes them.
+        """
+        return Stream(self._portal, self._session.seal(suffix, **last))
 
-    def answers(self, suffix: Content | None = None) -> tuple[Answer, ...]:
+    def answer(self, suffix: Content | None = None, **last: Any) -> Answer:
+        """Seals, and returns the whole answer; arguments as `seal` takes them."""
+        return self.seal(suffix, **last).answer()
+
+    def answers(self, suffix: Content | None = None, **last: Any) -> tuple[Answer, ...]:
         """Seals, and returns all `sampling.n` answers in the order of their index."""
-        return self.seal(suffix).answers()
+        return self.seal(suffix, **last).answers()
 
     def events(self) -> Iterator[Event]:
         """Yields Accepted and Progress until the seal; for another thread than the sender's."""

@@ -42,6 +42,7 @@ from stream2llm.serving.settings.security_options import SecurityOptions
 from stream2llm.serving.settings.worker_spec import PREFILLING, WorkerSpec
 from stream2llm.serving.system import garbage
 from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.gc_pauses import GcPauses
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Controller:
         self._store = StateStore(spec.cluster_id, self._state, GcsKeyValues())
         self._policy.on_chosen = self._store.changed
         self._metrics = ControllerMetrics(CollectorRegistry())
+        self._gc_pauses = GcPauses(self._clock)
+        self._metrics.registry.register(self._gc_pauses)
         self._lease: Lease | None = None
         self._last_ends: dict[str, LastEnd] = {}  # by replica
         self._num_controllers = 1
@@ -123,6 +126,7 @@ class Controller:
                 self._begin(self._hosts.clean(unknown))
         address = await self._listen(saved)
         garbage.settle()
+        self._gc_pauses.watch()
         self._supervisor.set_controller_address(address)
         await self._store.save()  # the number of controllers, before any view is sent
         self._run = asyncio.create_task(self._supervisor.run())

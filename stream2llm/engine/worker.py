@@ -41,6 +41,7 @@ from stream2llm.serving.rpc.health_servicer import HealthService
 from stream2llm.serving.rpc.undecodable import RefuseUndecodable
 from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
 from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.gc_pauses import GcPauses
 from stream2llm.serving.system.processes import own_origin
 
 _log = logging.getLogger(__name__)
@@ -117,6 +118,9 @@ class EngineWorker(ABC):
         if self.certificates is not None:
             self._show(TlsMetrics(self.certificates))
         self._show(self._guards.metrics)
+        self._show(gc_pauses := GcPauses(SystemClock()))
+        gc_pauses.watch()
+        self._open.callback(gc_pauses.stop)
         metrics = self._open.enter_context(
             MetricsServer(
                 self.spec.host,

@@ -37,6 +37,7 @@ from stream2llm.serving.actor.replica_status import GatewayStatus
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.worker_spec import ClusterView
 from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.gc_pauses import GcPauses
 
 _logger = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -62,6 +63,8 @@ class Gateway:
         clock = clock or SystemClock()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self._gc_pauses = GcPauses(clock)
+        self.registry.register(self._gc_pauses)
         self._certificates = open_certificates(spec.security.tls_files)
         if self._certificates is not None:
             self.registry.register(TlsMetrics(self._certificates))
@@ -93,6 +96,7 @@ class Gateway:
         Raises UnavailableError, or UnsupportedError for a parser that cannot be used.
         """
         await self._parsers.load()
+        self._gc_pauses.watch()
         listener = self._bind()
         port = listener.getsockname()[1]
         tls = http_server_context(self._certificates)
@@ -125,6 +129,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Ends what is under way, and frees everything."""
+        self._gc_pauses.stop()
         self._in_flight.is_draining = True
         await self._clients.close()
         if self._server is not None and self._serving is not None:

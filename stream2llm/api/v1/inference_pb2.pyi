@@ -415,10 +415,14 @@ class UpdateContext(_message.Message):
     def __init__(self, documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ...) -> None: ...
 
 class SealContext(_message.Message):
-    __slots__ = ("suffix",)
+    __slots__ = ("suffix", "append", "update")
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     suffix: Content
-    def __init__(self, suffix: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
+    append: AppendContext
+    update: UpdateContext
+    def __init__(self, suffix: _Optional[_Union[Content, _Mapping]] = ..., append: _Optional[_Union[AppendContext, _Mapping]] = ..., update: _Optional[_Union[UpdateContext, _Mapping]] = ...) -> None: ...
 
 class SamplingParameters(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_strings", "stop_token_ids", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs", "ignore_eos", "min_tokens", "min_p", "logit_bias", "bad_words", "include_stop_string", "skip_special_tokens", "truncate_prompt_tokens", "n", "structured_output")
@@ -490,16 +494,18 @@ class StructuredOutput(_message.Message):
     def __init__(self, json_schema: _Optional[str] = ..., json_object: bool = ..., regex: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ..., grammar: _Optional[str] = ..., structural_tag: _Optional[str] = ...) -> None: ...
 
 class SessionAccepted(_message.Message):
-    __slots__ = ("session_id", "model", "credit_tokens", "ttft_forecast_ms")
+    __slots__ = ("session_id", "model", "credit_tokens", "ttft_forecast_ms", "seal_takes_change")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TTFT_FORECAST_MS_FIELD_NUMBER: _ClassVar[int]
+    SEAL_TAKES_CHANGE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     credit_tokens: int
     ttft_forecast_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., credit_tokens: _Optional[int] = ..., ttft_forecast_ms: _Optional[int] = ...) -> None: ...
+    seal_takes_change: bool
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., credit_tokens: _Optional[int] = ..., ttft_forecast_ms: _Optional[int] = ..., seal_takes_change: bool = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("last_sequence", "received_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "credit_tokens", "delay", "restarts")

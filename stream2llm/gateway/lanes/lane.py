@@ -107,7 +107,9 @@ class Lane:
         self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
         parsing = await self._parsing(step, request)
         rendered = await self._rendered(step, request)
-        change = await self._session.become(request.opened_with(parsing), rendered.parts)
+        change = await self._session.become(
+            request.opened_with(parsing), rendered.parts, seals=request.generates
+        )
         self._layout = rendered.layout
         opening = Opening(response.id, int(group.clock.wall_s()), self._session.model, parsing)
         self._form = form = LaneForm(request, opening, step, change, self._write)

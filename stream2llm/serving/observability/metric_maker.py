@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+class ByLabel(dict[str, M]):
+    """A metric by the value of its last label.
+
+    `Metric.labels` makes texts of its arguments and takes a lock each time, which counts where a
+    metric is used for each token.
+    """
+
+    def __init__(self, metric: M, *first: str) -> None:
+        """`first` are the values of the labels before the last one."""
+        super().__init__()
+        self._metric = metric
+        self._first = first
+
+    def show(self, *values: str) -> None:
+        """Shows these as 0 rather than not at all."""
+        for value in values:
+            self.__missing__(value)
+
+    def __missing__(self, value: str) -> M:
+        self[value] = child = self._metric.labels(*self._first, value)
+        return child
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 grpc.aio (1.85) refuses to send a status while a message is being sent
 (TOO_MANY_OPERATIONS), and the peer would wait for ever. So a write continues when its
 task fails or is cancelled meanwhile, and `settle` waits for it before a status is sent,
-also that of a handler that returns.
+also that of a handler that returns. That takes a task for each message. A task that is
+never cancelled while it writes does without (`write_uncancelled`), and saves a quarter of
+what relaying a token costs.
 """
 
 from __future__ import annotations
@@ -30,10 +32,25 @@ class StreamWriter:
     def __init__(self, context: Any) -> None:
         self._context = context
         self._pending: asyncio.Future[None] | None = None
+        self._is_writing = False
+        # Of a `settle` that waits for `write_uncancelled`.
+        self._written: asyncio.Event | None = None
 
     async def write(self, message: Any) -> None:
         """Returns when gRPC has taken the message; raises PeerGoneError."""
         await self._send(self._context.write(message))
+
+    async def write_uncancelled(self, message: Any) -> None:
+        """As `write`, for a task that nobody cancels meanwhile."""
+        self._is_writing = True
+        try:
+            await self._context.write(message)
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+            raise PeerGoneError from error
+        finally:
+            self._is_writing = False
+            if self._written is not None:
+                self._written.set()
 
     async def _send(self, sending: Awaitable[None]) -> None:
         self._pending = asyncio.ensure_future(sending)
@@ -47,6 +64,9 @@ class StreamWriter:
         """Returns when nothing is being written."""
         if self._pending is not None:
             await asyncio.wait({self._pending})
+        if self._is_writing:
+            self._written = asyncio.Event()
+            await self._written.wait()
 
 
 @asynccontextmanager

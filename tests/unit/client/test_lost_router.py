@@ -153,6 +153,31 @@ async def test_a_lost_router_shows_at_no_token_of_the_answer(
     assert survivor.record.answer_tokens == num_received
 
 
+@pytest.mark.parametrize("is_update", [False, True])
+async def test_what_came_with_the_seal_is_not_lost_with_the_router(
+    rings: list[Ring], routers: AsyncClient, *, is_update: bool
+) -> None:
+    hold(rings, 0)
+    async with routers.session(prefix="begin", sampling=GREEDY) as session:
+        await session.update([Document("one two", id="a"), Document("three", id="b")])
+        if is_update:
+            texts = ["begin", "four", "one two"]
+            sealing = session.seal(update=[Document("four", id="c"), DocumentRef("a")])
+        else:
+            texts = ["begin", "one two", "three", "four"]
+            sealing = session.seal(append=["four"])
+        answering = asyncio.create_task(collect(aiter(sealing)))
+        lost = await holder_of(rings)
+        await soon(lost.record.sealed.wait())
+        await lost.lose_router()
+        let_go(rings)
+        events = await answering
+    survivor = next(ring for ring in rings if ring is not lost)
+    for ring in rings:
+        assert ring.record.sequence == prompt_of(survivor, texts)
+    check(survivor, events, prompt_of(survivor, texts))
+
+
 async def collect(answer: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in answer]
 

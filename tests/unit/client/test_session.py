@@ -68,6 +68,65 @@ async def test_of_two_seals_one_is_iterated(client):
         assert (await session.seal().answer()).text == "one two three"
 
 
+async def takes_change(conversation: Conversation) -> None:
+    """As `polite`, by a server of today."""
+    await conversation.accept(seal_takes_change=True)
+    while (request := await conversation.next()) is not None:
+        if request.WhichOneof("event") == "seal":
+            await conversation.answer("one", " two", " three")
+            return
+        await conversation.progress()
+
+
+async def test_the_last_documents_come_with_the_seal(client, router):
+    router.script = takes_change
+    async with client.session() as session:
+        await session.append("first")
+        events = [event async for event in session.seal("Q?", append=["second", [3, 4]])]
+    assert isinstance(events[-1], Finished)
+    assert [request.WhichOneof("event") for request in router.received] == [
+        "open",
+        "append",
+        "seal",
+    ]
+    sealed = router.received[-1]
+    assert sealed.sequence == 3
+    assert sealed.seal.suffix.text == "Q?"
+    text, ids = sealed.seal.append.documents
+    assert (text.text, list(ids.token_ids.ids)) == ("second", [3, 4])
+
+
+async def test_the_last_list_comes_with_the_seal(client, router):
+    router.script = takes_change
+    async with client.session() as session:
+        await session.update([Document("first", id="a")])
+        answer = await session.answer(update=[Document("second", id="b"), DocumentRef("a")])
+    assert answer.text == "one two three"
+    assert [each.id for each in router.received[-1].seal.update.documents] == ["b", "a"]
+
+
+@pytest.mark.parametrize("change", ["append", "update"])
+async def test_a_server_that_would_ignore_them_gets_an_event_before_the_seal(
+    client, router, change
+):
+    async with client.session() as session:
+        answer = await session.answer("Q?", **{change: [Document("last", id="a")]})
+    assert answer.text == "one two three"
+    kinds = [request.WhichOneof("event") for request in router.received]
+    assert kinds == ["open", change, "seal"]
+    assert [request.sequence for request in router.received] == [1, 2, 3]
+    assert router.received[-1].seal == pb.SealContext(suffix=pb.Content(text="Q?"))
+
+
+async def test_a_seal_brings_one_change(client):
+    async with client.session() as session:
+        with refused(field="seal.append"):
+            session.seal(append=["a"], update=["b"])
+        with refused(field="append.documents[0].content"):
+            session.seal(append=[DocumentRef("a")])
+        assert (await session.answer()).text == "one two three"
+
+
 async def test_a_session_sends_its_events_in_order_and_yields_the_answer(client, router):
     sampling = SamplingParameters(max_tokens=3, temperature=0, stop_strings=("x",))
     async with client.session(prefix="P", suffix="Q?", sampling=sampling) as session:

@@ -29,7 +29,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.api.events import Accepted, Event, Progress
+from stream2llm.api.events import Accepted, Event, Progress, TokenDelta
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.requests import Document
 from stream2llm.api.rpc_status import from_rpc_error, to_status
@@ -215,7 +215,7 @@ async def test_progress_is_replaced_and_never_overtakes() -> None:
     outbox.put_progress(Progress(1))
     outbox.put_progress(Progress(2))
     await outbox.put(Accepted("last", "m", 1))
-    await outbox.close()
+    outbox.close()
     await outbox.drain(send)
     assert sent == [Accepted("s", "m", 1), Progress(2), Accepted("last", "m", 1)]
 
@@ -234,17 +234,70 @@ async def test_what_was_put_is_sent_though_the_wait_for_room_is_cancelled() -> N
     await asyncio.sleep(0)
     filling.cancel()
     await asyncio.wait({filling})
-    closing = asyncio.create_task(outbox.close())
+    outbox.close()
 
     async def send(event: Event) -> None:
         assert isinstance(event, Accepted)
         sent.append(int(event.session_id))
 
     await outbox.drain(send)
-    await closing
     assert 0 < len(num_put) < 1000
     # The last one was waiting for room when it was cancelled.
     assert sent == [*num_put, len(num_put)]
+
+
+async def test_tokens_that_wait_for_a_slow_client_are_one_message() -> None:
+    outbox, sent = Outbox(), []
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+        begun.set()
+        await may_go_on.wait()
+
+    draining = asyncio.create_task(outbox.drain(send))
+    await outbox.put(TokenDelta("a", (1,)))
+    await begun.wait()
+    for delta in (
+        TokenDelta("b", (2,)),
+        TokenDelta("", (3, 4)),
+        TokenDelta("c", (5,), index=1),
+        TokenDelta("d", (6,), index=1),
+        TokenDelta("e", (7,)),
+    ):
+        await outbox.put(delta)
+    outbox.put_progress(Progress(1))
+    await outbox.put(TokenDelta("f", (8,)))
+    outbox.close()
+    may_go_on.set()
+    await draining
+    assert sent == [
+        TokenDelta("a", (1,)),
+        TokenDelta("b", (2, 3, 4)),
+        TokenDelta("cd", (5, 6), index=1),
+        TokenDelta("e", (7,)),
+        Progress(1),
+        TokenDelta("f", (8,)),
+    ]
+
+
+async def test_a_stopped_outbox_sends_nothing_more() -> None:
+    outbox, sent = Outbox(), []
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+        begun.set()
+        await may_go_on.wait()
+
+    draining = asyncio.create_task(outbox.drain(send))
+    await outbox.put(Progress(1))
+    await begun.wait()
+    await outbox.put(Progress(2))
+    outbox.stop()
+    may_go_on.set()
+    await draining
+    assert sent == [Progress(1)]
 
 
 # -- tokenizer --------------------------------------------------------------------

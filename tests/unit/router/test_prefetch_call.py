@@ -75,9 +75,16 @@ def side() -> Side:
     return Side()
 
 
+def with_worker(side: Side) -> KvPrefetch:
+    """The prefetch of a session that has had an offer."""
+    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch._next_call()
+    return prefetch
+
+
 async def offered(side: Side) -> tuple[KvPrefetch, asyncio.Task[None], StuckCall]:
     """A session whose first offer is being written to decode."""
-    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch = with_worker(side)
     prefetch.began(4)
     prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
@@ -237,7 +244,7 @@ async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_
 async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
     """Its worker cannot be reached, and a splice comes while that is found out."""
     side.live.parts.workers.failure = lambda *_: NeverArrivedError("gone", reason="WORKER_LOST")
-    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch = with_worker(side)
     prefetch.began(4)
     prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
@@ -260,7 +267,7 @@ async def test_a_worker_is_suspect_when_its_rpc_breaks_and_not_whenever_that_is_
     failures: list[Any] = []
     side.live.parts.workers.failure = lambda worker, _: failures.append(worker.worker_id)
     side.live.parts.workers.is_usable = lambda _: True
-    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch = with_worker(side)
     side.calls[0].end()
     assert failures == ["decode-0"]
     for _ in range(3):
