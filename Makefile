@@ -84,7 +84,7 @@ model: env ## fetch the default model into the cache (93 MB, once)
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
+bench-baselines: env model ## stock vLLM and ours side by side (some 130 min; BENCH_ARGS=--quick: 20 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
 # Three lanes side by side, about as long: unit tests; other tests without clusters; and those
