@@ -32,7 +32,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "baselines": Experiment(
         "baselines.command",
         "stock vLLM and Stream2LLM on the same traces, one after the other",
-        100,
+        130,
     ),
     "paper": Experiment(
         "paper.grid", "the paper's settings simulated, beside the TTFT it published", 1

@@ -39,7 +39,7 @@ class Device:
 
     profile: str
     kv_gib: float
-    # Of the published prompt lengths, where the model or the memory takes no longer ones.
+    # On the published prompt lengths, where the model or the memory takes no longer ones.
     token_scale: float = 1.0
 
 

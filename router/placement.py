@@ -24,7 +24,7 @@ class WorkerView:
     usable: bool
     # Sessions of this router at the worker.
     num_sessions: int
-    # Of these, the ones whose answers go on there: 0 but for mixed workers.
+    # Those among them whose answers go on there: 0 but for mixed workers.
     num_answering: int = 0
 
 

@@ -73,7 +73,7 @@ class Worker:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
-        # Of these, the ones whose answers go on here: a mixed worker's.
+        # Those among them whose answers go on here: a mixed worker's.
         self.num_answering = 0
         # Work that is queued; not of decode workers.
         self.queue = WorkQueue()

@@ -155,7 +155,7 @@ class Disaggregated:
             link.expect(request)
 
     async def change(self, change: TimedSplice) -> None:
-        """Of the prefill engine alone."""
+        """Concerns the prefill engine alone."""
         await self._at_prefill.change(change)
 
     async def finish(self, last: TimedSplice) -> AsyncIterator[int]:

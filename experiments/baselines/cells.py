@@ -132,7 +132,8 @@ def cells_of(
 ) -> tuple[Cell, ...]:
     """All loads of these names, engine against engine; heavy load alone for whole systems.
 
-    Of the rate at which prefill is busy on one core ("whole"), or on both ("mixed").
+    Heavy is a share of the rate at which prefill is busy on one core ("whole"), or on both
+    ("mixed").
     """
     loads = LOADS if comparison == "engine" else (HEAVY,)
     return tuple(Cell(comparison, shape, load) for load in loads if load.name in names)

@@ -73,7 +73,7 @@ def run_in_process(check: Check, output: Path) -> Result:
 
 
 def exit_code(results: Sequence[Result]) -> int:
-    """Of the command."""
+    """Returns the exit code of the command."""
     outcomes = {each.outcome for each in results}
     if "failed" in outcomes:
         return 1

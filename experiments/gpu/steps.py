@@ -97,7 +97,7 @@ class _Times:
     schedule_s: list[float] = field(default_factory=list)
     execute_s: list[float] = field(default_factory=list)
     update_s: list[float] = field(default_factory=list)
-    # Of the executing, what the device computes.
+    # The part of the executing in which the device computes.
     device_s: list[float] = field(default_factory=list)
 
 

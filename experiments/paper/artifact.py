@@ -94,9 +94,9 @@ class ArtifactWorker(PrefillWorker):
             return (not view.sealed, *self._serve(view))
         return (2, *self._by_admission(view))
 
-    def _compute(self, grant: Grant) -> Range:
+    def _compute(self, grant: Grant, *, is_prompt: bool) -> Range:
         self._admit(grant.request_id)
-        return super()._compute(grant)
+        return super()._compute(grant, is_prompt=is_prompt)
 
     def _begin_load(self, load: Load) -> tuple[int, ...]:
         self._admit(load.request_id)
@@ -114,10 +114,13 @@ class ArtifactWorker(PrefillWorker):
         *,
         tenant: TenantShare = ONE_TENANT,
         ttft_slo_ms: int = 0,
+        num_to_sample: int = 1,
     ) -> None:
         """New tokens bring a session back."""
         self._away.discard(name)
-        super().change(name, change, tenant=tenant, ttft_slo_ms=ttft_slo_ms)
+        super().change(
+            name, change, tenant=tenant, ttft_slo_ms=ttft_slo_ms, num_to_sample=num_to_sample
+        )
 
     def _touch(self, name: str) -> None:
         if name in self._away:

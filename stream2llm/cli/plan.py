@@ -146,8 +146,8 @@ def plan(
     Plays the load on the simulated cluster, which runs the production scheduler in
     virtual time, with one worker, two, four and so on, then between. Deterministic
     by seed. Decode workers are bounded by memory alone: a cost profile has no
-    times of decode steps. Steps of mixed workers are played, by the law of prefill steps. Exit codes: 0; 3 no number up to --limit meets it, or an
-    option is wrong.
+    times of decode steps. Steps of mixed workers are played, by the law of prefill
+    steps. Exit codes: 0; 3 no number up to --limit meets it, or an option is wrong.
 
     Example: stream2llm plan --profile h200_llama-3.1-8b_tp2 --kv-gib 190 --workload
     anns --rate 4 --ttft 1 --quantile 0.95

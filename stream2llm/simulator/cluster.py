@@ -44,7 +44,7 @@ class _Live:
     """A session from its opening to its last token."""
 
     task: Task
-    # Of those that prefill.
+    # Its number among those that prefill.
     prefill: int
     decode: int | None = None
     # Prefill has heard of it.

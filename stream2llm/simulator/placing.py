@@ -15,7 +15,7 @@ class Placing:
     def __init__(self, num_prefill: int, num_mixed: int, decode: Sequence[DecodeWorker]) -> None:
         self._num_prefill = num_prefill
         self._num_placed = [0] * (num_prefill + num_mixed)
-        # Of these, the ones with a token of their answer, which more follow here.
+        # Those among them with a token of their answer, behind which more come from here.
         self._num_answering = [0] * (num_prefill + num_mixed)
         self._decode = decode
 

@@ -75,11 +75,16 @@ def test_one_worker_fewer_does_not_meet_the_target() -> None:
     assert planned("--rate", "40") == found
 
 
+MIXED = ("--mixed", "--output-tokens", "32", "--inter-token-target-ms", "20")
+
+
+@pytest.mark.parametrize("of_role", [(), MIXED], ids=["prefill", "mixed"])
 def test_the_printed_commands_give_the_same_latencies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_role: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = ("--rate", "40", "--front-ms", "5", "--token-budget", "4096", "--host-gib", "8")
+    of_all = ("--rate", "40", "--front-ms", "5", "--token-budget", "4096", "--host-gib", "8")
+    args = (*of_all, *of_role)
     chosen = planned(*args)["chosen"]
     commands = plan(*args).stdout.strip().splitlines()[-2:]
     ran = [cli(*shlex.split(command)[1:]) for command in commands]
@@ -109,6 +114,46 @@ def test_the_configuration_can_be_loaded() -> None:
     text = plan("--rate", "40").stdout
     part = text.partition("# configuration\n")[2].partition("# the same run")[0]
     assert yaml.safe_load(part) == {"prefill": found["configuration"]["prefill"]}
+
+
+def test_mixed_workers_are_planned_with_their_answers() -> None:
+    found = planned("--rate", "40", *MIXED, "--decode-tokens-per-s", "30")
+    chosen, config = found["chosen"], parse_config(found["configuration"], source="plan")
+    assert found["role"] == "mixed"
+    assert chosen["at_quantile_s"] <= 0.3
+    assert chosen["token_s"] <= 1 / 30
+    assert not config.has_pairs
+    assert config.mixed is not None
+    assert (config.mixed.replicas, config.mixed.inter_token_target_ms) == (
+        chosen["num_workers"],
+        20,
+    )
+    text = plan("--rate", "40", *MIXED).stdout
+    assert f"mixed: at least {chosen['num_workers']} workers" in text
+    assert "decode" not in text
+
+
+def test_answers_that_are_too_slow_need_more_mixed_workers() -> None:
+    slow, fast = (
+        planned("--rate", "40", "--mixed", "--output-tokens", "32", "--decode-tokens-per-s", speed)
+        for speed in ("5", "100")
+    )
+    assert slow["chosen"]["num_workers"] < fast["chosen"]["num_workers"]
+    assert fast["fewer"]["at_quantile_s"] <= 0.3 < 1
+    assert fast["fewer"]["token_s"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--mixed",), "--mixed needs --output-tokens"),
+        (("--inter-token-target-ms", "20"), "is for mixed workers"),
+    ],
+)
+def test_options_of_mixed_workers_belong_together(args: tuple[str, ...], message: str) -> None:
+    result = plan(*args)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert message in result.stderr
 
 
 def test_what_no_number_meets_is_said_with_its_numbers() -> None:

@@ -96,7 +96,7 @@ class View:
     ttft: Latency
     # Since the routers started.
     ttft_ever: Latency
-    # Of the roles that there are.
+    # By role, of those that there are.
     kv: Mapping[Role, Usage]
     offload_pool: Usage
     hits: Hits

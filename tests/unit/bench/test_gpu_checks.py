@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from experiments.gpu import checks
+from experiments.gpu import checks, steps
 from experiments.gpu.__main__ import NONE_RAN, exit_code, main, run_all
 from experiments.gpu.copies import copies, jobs, pool, require_exact, some_blocks
 from experiments.gpu.machine import this_machine
 from experiments.gpu.plan import CHECKS, LIMIT_S, Check, Machine, Result, chosen, why_not
 from experiments.gpu.report import as_json, as_markdown
-from experiments.gpu.steps import model_config
 from prefill_worker.block_copy import make_copier
 from prefill_worker.swap_jobs import Direction, JobResults, StepJobs
 from stream2llm.serving.system.clock import ManualClock
@@ -158,6 +158,47 @@ def test_a_copy_that_is_late_is_found() -> None:
     assert jobs(Direction.IN, [1], [2]).ins[0].slots == (2,)
 
 
+def test_what_is_no_step_of_the_device_is_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two milliseconds to schedule, ten to execute, of which the device has seven, and one to update."""
+    clock = ManualClock()
+    monkeypatch.setattr(steps, "_CLOCK", clock)
+    monkeypatch.setattr(steps, "device_clock", lambda: lambda: 0.007)
+
+    class Engine:
+        """Also its scheduler."""
+
+        config = SimpleNamespace(model_config=SimpleNamespace(get_vocab_size=lambda: 100))
+
+        def __init__(self) -> None:
+            self.scheduler = self
+            self.asked: list[int] = []
+
+        def add(self, _: str, tokens: list[int]) -> None:
+            self.asked.append(len(tokens))
+
+        def schedule(self) -> SimpleNamespace:
+            clock.advance(0.002)
+            return SimpleNamespace(total_num_scheduled_tokens=self.asked[-1])
+
+        def execute(self, _: object) -> None:
+            clock.advance(0.010)
+
+        def update_from_output(self, *_: object) -> None:
+            clock.advance(0.001)
+
+    engine = Engine()
+    figures = steps.StepMeter(engine).measure(64)
+    assert figures == pytest.approx(
+        {
+            "device computes, ms": 7,
+            "device waits, ms": 6,
+            "of that scheduling, ms": 2,
+            "of that updating, ms": 1,
+        }
+    )
+    assert set(engine.asked) == {64}
+
+
 def test_a_small_device_gets_a_model_of_fewer_layers() -> None:
-    small, large = (model_config(gib * 2**30)["num_hidden_layers"] for gib in (24, 80))
+    small, large = (steps.model_config(gib * 2**30)["num_hidden_layers"] for gib in (24, 80))
     assert small < large == 32
