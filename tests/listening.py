@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import grpc
 
 from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.tls import ClientTls, http_context
+from stream2llm.client.channels import channel_credentials
 from stream2llm.engine.listening import listening_sockets
 from stream2llm.serving.system.processes import owned_processes
 
@@ -21,13 +23,6 @@ RAY_CALLS = (
     "/ray.rpc.ObjectManagerService/Pull",
     "/ray.rpc.CoreWorkerService/PushTask",
     "/ray.rpc.ReporterService/GetTraceback",
-)
-# And one of each service of ours.
-OUR_CALLS = (
-    "/stream2llm.v1.StreamingInferenceService/GetServerInfo",
-    "/stream2llm.v1.WorkerService/GetWorkerStatus",
-    "/stream2llm.v1.MultiplexService/Connect",
-    "/stream2llm.v1.HandoverService/ReleaseHandover",
 )
 # No such service, or nothing that speaks gRPC.
 NOT_THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
@@ -76,9 +71,16 @@ def _name_of(command: str) -> str:
     return scripts[0] if name.startswith("python") and scripts else name
 
 
-def codes_of(listener: Listener, calls: Sequence[str]) -> Iterator[tuple[str, grpc.StatusCode]]:
-    """The status of each RPC, in plain text and without credentials; ends where no gRPC is."""
-    with grpc.insecure_channel(listener.address, channel_options(1 << 20)) as channel:
+def codes_of(
+    listener: Listener, calls: Sequence[str], tls: ClientTls | None = None
+) -> Iterator[tuple[str, grpc.StatusCode]]:
+    """The status of each RPC, without credentials; ends where no gRPC is. Plain text without `tls`."""
+    options = channel_options(1 << 20)
+    with (
+        grpc.insecure_channel(listener.address, options)
+        if tls is None
+        else grpc.secure_channel(listener.address, channel_credentials(tls), options)
+    ) as channel:
         for call in calls:
             code = code_of(channel, call)
             yield call, code
@@ -96,11 +98,19 @@ def code_of(channel: grpc.Channel, call: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def page_of(listener: Listener, path: str) -> tuple[int, bytes]:
-    """HTTP status and text of a page, in plain text and without credentials; 0 for no HTTP."""
-    connection = http.client.HTTPConnection(listener.address, timeout=_TIMEOUT_S)
+def page_of(
+    listener: Listener, path: str, method: str = "GET", tls: ClientTls | None = None
+) -> tuple[int, bytes]:
+    """HTTP status and text of a page, without credentials; 0 for no HTTP. Plain text without `tls`."""
+    connection = (
+        http.client.HTTPConnection(listener.address, timeout=_TIMEOUT_S)
+        if tls is None
+        else http.client.HTTPSConnection(
+            listener.address, timeout=_TIMEOUT_S, context=http_context(tls)
+        )
+    )
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException):

@@ -12,8 +12,9 @@ import ssl
 import sys
 import threading
 from contextlib import suppress
+from io import BufferedIOBase
 from socketserver import ThreadingMixIn
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -23,6 +24,9 @@ from stream2llm.security.guard import Guard
 from stream2llm.security.http_access import CERTIFICATE_KEY, guarded
 from stream2llm.security.principal import Scope
 from stream2llm.serving.system.clock import SystemClock
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _log = logging.getLogger(__name__)
 # From the connection to the end of the answer.
@@ -98,6 +102,8 @@ class _Server(ThreadingMixIn, WSGIServer):
         if self._tls is None:
             self._answer(request, client_address)
             return
+        # One that has left already: `wrap_socket` would raise and not close what it has made of it.
+        request.getpeername()
         with self._tls.wrap_socket(
             request, server_side=True, do_handshake_on_connect=False
         ) as encrypted:
@@ -126,7 +132,32 @@ class _Server(ThreadingMixIn, WSGIServer):
             _log.exception("metrics_request_failed peer=%s", client_address)
 
 
+class _ToPeer(BufferedIOBase):
+    """Writes to a peer. One that leaves in the middle of TLS is gone like any other: wsgiref prints
+    a traceback for every error but a ConnectionError."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return self._stream.write(data)
+        except ssl.SSLError as error:
+            raise BrokenPipeError from error
+
+
 class _Handler(WSGIRequestHandler):
+    def setup(self) -> None:
+        """Called when the handshake is done."""
+        super().setup()
+        self.wfile = _ToPeer(self.wfile)
+        is_encrypted = isinstance(self.connection, ssl.SSLSocket)
+        # After a peer has broken TLS there is none to be had.
+        self._verified = self.connection.getpeercert() if is_encrypted else None
+
     def get_environ(self) -> dict[str, Any]:
         """With the peer's verified certificate; without headers that pass for others.
 
@@ -135,10 +166,7 @@ class _Handler(WSGIRequestHandler):
         """
         for name in [name for name in self.headers if "_" in name]:
             del self.headers[name]
-        verified = (
-            self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
-        )
-        return {**super().get_environ(), CERTIFICATE_KEY: verified}
+        return {**super().get_environ(), CERTIFICATE_KEY: self._verified}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing of each request."""

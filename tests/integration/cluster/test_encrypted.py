@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import grpc
 import openai
@@ -29,6 +30,7 @@ from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
 from stream2llm.client.channels import channel_credentials
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config_file import parse_config
+from stream2llm.cluster.controller_http import SCOPES as CONTROLLER_SCOPES
 from stream2llm.cluster.layout import Factories
 from stream2llm.security.principal import Scope
 from stream2llm.security.tls_files import TlsFiles
@@ -38,8 +40,9 @@ from stream2llm.workload.traces.write import write_trace
 from tests import prometheus
 from tests.command_lines import cli
 from tests.credentials import Keys
-from tests.listening import NOT_THERE, OUR_CALLS, RAY_CALLS, Listener, codes_of, listeners, page_of
+from tests.listening import NOT_THERE, RAY_CALLS, Listener, codes_of, listeners, page_of
 from tests.polling import eventually
+from tests.routes import GATEWAY_SCOPES, RPCS
 from tests.tiny_model import make_tiny_model
 from tests.tls_files import Authority, certificate_of, client_context, der
 from tests.traces import a_header, a_session
@@ -50,17 +53,11 @@ pytestmark = pytest.mark.slow
 READY_S = 120.0
 SAMPLING = SamplingParameters(max_tokens=4)
 WORKER = "tests.fakes.answering_workers:AnsweringWorker"
-# Pages of ours, of Ray's dashboard and of its job agent.
-PATHS = (
-    "/",
-    "/metrics",
-    "/status",
-    "/policy",
-    "/sd",
-    "/api/jobs/",
-    "/api/job_agent/jobs/",
-    "/nodes",
-)
+# Our routes, by the scope that they need.
+SCOPES = {**CONTROLLER_SCOPES, **GATEWAY_SCOPES}
+ROUTES = {(method, path.format(name="tiny")) for method, path in SCOPES if method != "WS"}
+# Those of Ray's dashboard, and of its job agent.
+ROUTES_OF_RAY = {("GET", path) for path in ("/", "/api/jobs/", "/api/job_agent/jobs/", "/nodes")}
 # 0: no HTTP.
 NO_PAGE = {0, 400, 401, 403, 404, 405}
 FACTORIES = Factories(prefill=WORKER, decode=WORKER)
@@ -215,8 +212,8 @@ def test_every_page_is_for_clients_over_tls(encrypted: Encrypted) -> None:
 METRICS_OF_RAY = {"ray::DashboardAgent", "dashboard.py", "monitor.py"}
 
 
-def test_no_listener_serves_whoever_has_no_credentials(encrypted: Encrypted) -> None:
-    """In plain text; of ours and of Ray's processes: no RPC, and no page but counts of Ray's."""
+def test_no_listener_serves_plain_text_without_credentials(encrypted: Encrypted) -> None:
+    """Ours and those of Ray's processes: no RPC, and no page but counts of Ray's."""
     found = listeners(encrypted.cluster.cluster_id)
     assert {encrypted.router, *encrypted.workers, *encrypted.http} <= {x.address for x in found}
     served = [what for listener in found for what in served_by(listener)]
@@ -226,15 +223,45 @@ def test_no_listener_serves_whoever_has_no_credentials(encrypted: Encrypted) -> 
 def served_by(listener: Listener) -> Iterator[str]:
     """The RPCs and pages that a listener gives to anyone, without those of METRICS_OF_RAY."""
     refusals = {grpc.StatusCode.UNAUTHENTICATED, *NOT_THERE}
-    for call, code in codes_of(listener, (*OUR_CALLS, *RAY_CALLS)):
+    for call, code in codes_of(listener, (*RPCS, *RAY_CALLS)):
         if code not in refusals:
             yield f"{listener} {call} {code}"
-    for path in PATHS:
-        status, text = page_of(listener, path)
+    for method, path in sorted(ROUTES | ROUTES_OF_RAY):
+        status, text = page_of(listener, path, method)
         # None yet, or as Prometheus reads them.
         is_count = listener.process in METRICS_OF_RAY and text[:2].strip() in (b"", b"#")
         if status not in NO_PAGE and not is_count:
-            yield f"{listener} {path} {status} {text[:80]!r}"
+            yield f"{listener} {method} {path} {status} {text[:80]!r}"
+
+
+def test_no_rpc_is_served_over_tls_without_a_key_or_the_cluster_s_token(
+    encrypted: Encrypted,
+) -> None:
+    """Whose certificate is right, so that the handshake succeeds."""
+    shown = {encrypted.router: encrypted.client, **dict.fromkeys(encrypted.workers, encrypted.part)}
+    asked = [x for x in listeners(encrypted.cluster.cluster_id) if x.address in shown]
+    assert len(asked) == len(shown) == 3
+    for listener in asked:
+        codes = {code for _, code in codes_of(listener, RPCS, shown[listener.address])}
+        # Where it is not served.
+        codes.discard(grpc.StatusCode.UNIMPLEMENTED)
+        assert codes == {grpc.StatusCode.UNAUTHENTICATED}, listener
+
+
+def test_no_page_is_served_over_tls_without_a_key(encrypted: Encrypted) -> None:
+    gateway = urlsplit(encrypted.cluster.gateway_urls[0]).netloc
+    asked = [x for x in listeners(encrypted.cluster.cluster_id) if x.address in encrypted.http]
+    assert len(asked) == len(encrypted.http)
+    for listener in asked:
+        statuses = {
+            (method, path): page_of(listener, path, method, encrypted.client)[0]
+            for method, path in ROUTES
+        }
+        # A gateway says first what it does not serve, and what is no request.
+        allowed = {401, 400, 404, 405} if listener.address == gateway else {401}
+        served = {route for route, status in statuses.items() if status not in allowed}
+        assert served <= {route for route, scope in SCOPES.items() if scope is None}, listener
+        assert 401 in statuses.values(), listener
 
 
 def commands(encrypted: Encrypted, folder: Path) -> dict[str, list[str]]:

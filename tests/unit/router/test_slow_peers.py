@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stream2llm.serving.settings.security_options import SecurityOptions
 from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller, controller_http
+from tests.gateway_ring import a_gateway
 from tests.polling import eventually
 from tests.router_ring import TIMEOUT_S, a_ring, soon
 from tests.tls_files import Authority, client_context
@@ -105,31 +107,62 @@ async def worker(
 
 
 @asynccontextmanager
-async def controller(_model: Path, keys: Keys) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
-    guard = Guards(keys.security().auth, SystemClock()).of("controller")
-    key = keys.create("a", Scope.READ)
-    async with a_controller(guard=guard) as address:
-        yield address, lambda: _page(address, key)
+async def controller(
+    _model: Path, keys: Keys, authority: Authority | None = None
+) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
+    security, key = _security(keys, authority), keys.create("a", Scope.READ)
+    guard = Guards(security.auth, SystemClock()).of("controller")
+    async with a_controller(guard=guard, store=open_certificates(security.tls_files)) as address:
+        yield address, lambda: _page(address, "/metrics", key, security)
 
 
 @asynccontextmanager
-async def metrics(_model: Path, keys: Keys) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
-    guard = Guards(keys.security().auth, SystemClock()).of("metrics")
-    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), guard=guard) as server:
-        key = keys.create("a", Scope.READ)
-        yield server.address, lambda: _page(server.address, key)
+async def metrics(
+    _model: Path, keys: Keys, authority: Authority | None = None
+) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
+    security, key = _security(keys, authority), keys.create("a", Scope.READ)
+    guard = Guards(security.auth, SystemClock()).of("metrics")
+    tls = http_server_context(open_certificates(security.tls_files))
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), tls, guard) as server:
+        yield server.address, lambda: _page(server.address, "/metrics", key, security)
 
 
-async def _page(address: str, key: str) -> bool:
-    return (await ask(f"http://{address}/metrics", key=key))[0] == 200
+@asynccontextmanager
+async def gateway(
+    model: Path, keys: Keys, authority: Authority | None = None
+) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
+    security, key = _security(keys, authority), keys.create("a")
+    async with a_gateway(model, security=security, cluster_token=TOKEN) as started:
+        address = started.url.partition("://")[2]
+        yield address, lambda: _page(address, "/v1/models", key, security)
+
+
+async def _page(address: str, path: str, key: str, security: SecurityOptions) -> bool:
+    tls = security.tls
+    trusted = None if tls is None else ssl.create_default_context(cafile=str(tls.ca))
+    scheme = "http" if tls is None else "https"
+    return (await ask(f"{scheme}://{address}{path}", key=key, tls=trusted))[0] == 200
 
 
 Listening = Callable[..., AbstractAsyncContextManager[tuple[str, Callable[[], Any]]]]
 each_listener = pytest.mark.parametrize(
-    "listening", [router, worker, controller, metrics], ids=lambda each: each.__name__
+    "listening", [router, worker, controller, metrics, gateway], ids=lambda each: each.__name__
 )
 
 
+@pytest.fixture
+def no_errors(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> Iterator[None]:
+    """What peers do is no error of ours, and nothing prints tracebacks."""
+    yield
+    errors = [each for each in caplog.get_records("call") if each.levelno >= logging.ERROR]
+    # aiohttp calls every request that it cannot parse an error.
+    assert not [each for each in errors if each.name != "aiohttp.server"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("no_errors")
 @each_listener
 async def test_service_goes_on_among_rude_peers(
     listening: Listening, tiny_model: Path, tmp_path: Path
@@ -138,7 +171,8 @@ async def test_service_goes_on_among_rude_peers(
         await _with_rude_peers(address, serves)
 
 
-@pytest.mark.parametrize("listening", [router, worker], ids=lambda each: each.__name__)
+@pytest.mark.usefixtures("no_errors")
+@each_listener
 async def test_service_goes_on_among_rude_peers_with_tls(
     listening: Listening, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -146,7 +180,7 @@ async def test_service_goes_on_among_rude_peers_with_tls(
     authority = Authority()
     async with listening(tiny_model, Keys(tmp_path), authority) as (address, serves):
         context = client_context(authority, authority.sign(), tmp_path)
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols(["h2", "http/1.1"])
         await _with_rude_peers(address, serves, context)
 
 
