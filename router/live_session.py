@@ -217,7 +217,7 @@ class LiveSession:
         self.record.num_answer_tokens = num_answer_tokens
         recovery_s = self.timeline.recovered()
         if recovery_s is not None:
-            self.parts.metrics.recovered(self._cause, recovery_s)
+            self.place.recovered(self._cause, recovery_s)
             self._queued.leave()
 
     def note_first_token(self) -> Timings:
@@ -257,7 +257,7 @@ class LiveSession:
         self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
         num_more = figures.computed_tokens - self.progress.worker.computed_tokens
         self.place.computed(max(num_more, 0))
-        self.parts.metrics.recomputed(self.progress.report(figures))
+        self.place.recomputed(self.progress.report(figures))
 
     def take_input(self, op: InputOp, num_tokens: int, held_tokens: int) -> None:
         """Counts an event's tokens, after which the context has `held_tokens`.

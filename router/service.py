@@ -138,6 +138,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             controller_address=self._parts.workers.controller_address,
             tenants=self._parts.sessions.by_tenant(),
             restarts_by_cause=dict(self._parts.sessions.restarts),
+            recovery=self._parts.sessions.recovery,
         )
         return cast("pb.GetServerInfoResponse", codec.encode(info))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from router.metrics import Phase, RouterMetrics
 from router.quotas import (
@@ -23,7 +24,7 @@ from router.quotas import (
 )
 from router.recovery import Cause
 from stream2llm.api.errors import OverloadedError, Stream2LLMError, UnavailableError
-from stream2llm.api.events import TenantInfo
+from stream2llm.api.events import RecoveryInfo, TenantInfo
 from stream2llm.security.principal import DEFAULT_TENANT
 from stream2llm.serving.settings.router_spec import RouterLimits
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, Quota, TenantsOptions
@@ -51,6 +52,8 @@ class OpenSessions:
         self._refused: Counter[str] = Counter()
         # By what the sessions had lost.
         self.restarts: Counter[str] = Counter()
+        # What that has cost.
+        self.recovery = RecoveryInfo()
         self._open: set[SessionPlace] = set()
         self._num_open: Counter[str] = Counter()
         # Mean seconds of a session.
@@ -230,6 +233,24 @@ class SessionPlace:
         """The session has lost a worker, and goes on at another one."""
         self._metrics.restarted(cause)
         self._owner.restarts[cause] += 1
+
+    def recomputed(self, num_tokens: int) -> None:
+        """Prefill has computed tokens that a lost worker had."""
+        self._metrics.recomputed(num_tokens)
+        before = self._owner.recovery
+        num_so_far = before.recomputed_tokens + num_tokens
+        self._owner.recovery = replace(before, recomputed_tokens=num_so_far)
+
+    def recovered(self, cause: Cause, seconds: float) -> None:
+        """The session, which was sealed when it had that loss, has its next token."""
+        self._metrics.recovered(cause, seconds)
+        before = self._owner.recovery
+        self._owner.recovery = replace(
+            before,
+            num_recovered=before.num_recovered + 1,
+            total_s=before.total_s + seconds,
+            longest_s=max(before.longest_s, seconds),
+        )
 
     def is_silent(self, heard_by_s: float) -> bool:
         """Whether it has sent no token, or none after `heard_by_s`, and others wait for it in vain."""

@@ -52,6 +52,7 @@ MESSAGES: dict[type, type[Message]] = {
     events.ModelInfo: inference_pb2.GetModelInfoResponse,
     events.WorkerInfo: inference_pb2.WorkerInfo,
     events.TenantInfo: inference_pb2.TenantInfo,
+    events.RecoveryInfo: inference_pb2.RecoveryInfo,
     events.ServerInfo: inference_pb2.GetServerInfoResponse,
     requests.Document: inference_pb2.Document,
     requests.ChatMessage: inference_pb2.ChatMessage,

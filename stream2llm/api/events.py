@@ -252,6 +252,20 @@ class TenantInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryInfo:
+    """What the loss of workers, and of other routers, has cost the sessions of one router."""
+
+    recomputed_tokens: int = 0
+    """Tokens that prefill computed again because the worker that had them was lost."""
+    num_recovered: int = 0
+    """How often a sealed session has had its next token after a loss."""
+    total_s: float = 0.0
+    """Seconds from these losses to the next tokens, together."""
+    longest_s: float = 0.0
+    """The longest of them, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """The cluster as one router sees it."""
 
@@ -270,6 +284,8 @@ class ServerInfo:
     restarts_by_cause: dict[str, int] = field(default_factory=dict)
     """How often it has placed sessions at another worker, by what they had lost; "router_lost" are
     those that it has taken over from another router."""
+    recovery: RecoveryInfo = RecoveryInfo()
+    """What that has cost."""
 
 
 Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

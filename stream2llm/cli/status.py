@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from stream2llm.api.address import router_target
 from stream2llm.api.call_metadata import CallsWith
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
-from stream2llm.api.events import ServerInfo
+from stream2llm.api.events import RecoveryInfo, ServerInfo
 from stream2llm.api.loopback import host_of, is_loopback
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2, inference_pb2_grpc
@@ -162,7 +162,7 @@ def _ask_router(address: str, timeout_s: float, security: ClientSecurity) -> dic
 def as_dict(found: Found) -> dict[str, Any]:
     """For --json: the router's fields at the top, the controller's answer under its name."""
     nothing: dict[str, Any] = {"sessions_by_phase": {}, "workers": [], "tenants": []}
-    nothing["restarts_by_cause"] = {}
+    nothing |= {"restarts_by_cause": {}, "recovery": asdict(RecoveryInfo())}
     return {**(found.router or nothing), "controller": found.controller, "missing": found.missing}
 
 
@@ -251,13 +251,25 @@ def show(found: Found, console: Console) -> None:
         phases = sorted(found.router["sessions_by_phase"].items())
         listing = ", ".join(f"{n} {phase}" for phase, n in phases if n) or "none"
         _line(console, f"open sessions: {listing}")
-        causes = sorted(found.router["restarts_by_cause"].items())
-        if causes:
-            listing = ", ".join(f"{n} {cause}" for cause, n in causes)
-            _line(console, f"sessions placed at another worker since the start: {listing}")
+        for line in recovery_lines(found.router):
+            _line(console, line)
     tenants = use_by_tenant(found)
     if len(tenants) > 1:  # the configuration names some
         console.print(_tenant_table(tenants))
+
+
+def recovery_lines(router: dict[str, Any]) -> Iterator[str]:
+    """What a router's sessions have lost, and what that has cost; nothing where they lost nothing."""
+    causes = sorted(router["restarts_by_cause"].items())
+    if causes:
+        listing = ", ".join(f"{n} {cause}" for cause, n in causes)
+        yield f"sessions placed at another worker since the start: {listing}"
+    cost = router["recovery"]
+    if cost["recomputed_tokens"]:
+        yield f"tokens computed again for that: {cost['recomputed_tokens']}"
+    if num := cost["num_recovered"]:
+        mean_s, longest_s = cost["total_s"] / num, cost["longest_s"]
+        yield f"from a loss to the next token: {mean_s:.2f} s on average, {longest_s:.2f} s at most"
 
 
 def use_by_tenant(found: Found) -> list[dict[str, Any]]:

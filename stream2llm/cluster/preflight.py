@@ -29,6 +29,7 @@ from stream2llm.cluster.machine_preflight import (
 )
 from stream2llm.cluster.vllm_preflight import (
     check_deterministic,
+    check_digests,
     check_environment,
     check_grammar_backends,
     check_part,
@@ -72,6 +73,7 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
         Check("parsers", lambda: check_parsers(config)),
         Check("grammar backends", lambda: check_grammar_backends(config)),
         Check("reasoning", lambda: check_reasoning(config)),
+        Check("KV digests", lambda: check_digests(config)),
         Check("encryption", lambda: check_encryption(config)),
         Check("authentication", lambda: check_authentication(config)),
     ]

@@ -161,7 +161,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "router_id", "sessions_by_phase", "workers", "controller_address", "tenants", "restarts_by_cause")
+    __slots__ = ("version", "router_id", "sessions_by_phase", "workers", "controller_address", "tenants", "restarts_by_cause", "recovery")
     class SessionsByPhaseEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class GetServerInfoResponse(_message.Message):
     CONTROLLER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_BY_CAUSE_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_FIELD_NUMBER: _ClassVar[int]
     version: str
     router_id: str
     sessions_by_phase: _containers.ScalarMap[str, int]
@@ -190,7 +191,20 @@ class GetServerInfoResponse(_message.Message):
     controller_address: str
     tenants: _containers.RepeatedCompositeFieldContainer[TenantInfo]
     restarts_by_cause: _containers.ScalarMap[str, int]
-    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., controller_address: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantInfo, _Mapping]]] = ..., restarts_by_cause: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    recovery: RecoveryInfo
+    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., controller_address: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantInfo, _Mapping]]] = ..., restarts_by_cause: _Optional[_Mapping[str, int]] = ..., recovery: _Optional[_Union[RecoveryInfo, _Mapping]] = ...) -> None: ...
+
+class RecoveryInfo(_message.Message):
+    __slots__ = ("recomputed_tokens", "num_recovered", "total", "longest")
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_FIELD_NUMBER: _ClassVar[int]
+    recomputed_tokens: int
+    num_recovered: int
+    total: _duration_pb2.Duration
+    longest: _duration_pb2.Duration
+    def __init__(self, recomputed_tokens: _Optional[int] = ..., num_recovered: _Optional[int] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., longest: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class TenantInfo(_message.Message):
     __slots__ = ("name", "num_sessions", "held_tokens", "computed_tokens", "num_refused", "weight", "priority")

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import Result
 
+from stream2llm.api.events import RecoveryInfo
 from stream2llm.cli.status import Found, Row, find, rows, show
 from tests.command_lines import cli
 from tests.fake_router import FakeRouter
@@ -35,7 +37,7 @@ def a_replica(name: str, phase: str = "ready", **fields: Any) -> dict[str, Any]:
 
 def found(workers: list[Any], replicas: list[Any] | None) -> Found:
     router = {"version": "1", "router_id": "router-0", "sessions_by_phase": {}, "workers": workers}
-    router["restarts_by_cause"] = {}
+    router |= {"restarts_by_cause": {}, "recovery": asdict(RecoveryInfo())}
     controller = None if replicas is None else {"replicas": replicas}
     return Found(router, controller)
 
@@ -232,3 +234,8 @@ def test_restarts_of_sessions_are_shown_where_there_were_some() -> None:
     assert "another worker" not in shown(what)
     what.router["restarts_by_cause"] = {"prefill_lost": 30, "kv_lost": 1}
     assert "another worker since the start: 1 kv_lost, 30 prefill_lost" in shown(what)
+    assert "token" not in shown(what)
+    cost = RecoveryInfo(recomputed_tokens=5000, num_recovered=4, total_s=6.0, longest_s=3.5)
+    what.router["recovery"] = asdict(cost)
+    assert "tokens computed again for that: 5000" in shown(what)
+    assert "to the next token: 1.50 s on average, 3.50 s at most" in shown(what)

@@ -179,6 +179,8 @@ async def test_figures_add_up_over_workers(pairs: Ring) -> None:
     assert (await session.answer()).finished.usage.computed_tokens == 2 * num_tokens - 1
     assert pairs.metric("stream2llm_recovery_recomputed_tokens_total") == num_tokens - 1
     assert pairs.metric("stream2llm_recovery_seconds_count", cause="prefill_lost") in (0, 1)
+    info = await pairs.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert info.recovery.recomputed_tokens == num_tokens - 1
 
 
 # -- after the first token -------------------------------------------------------------------
@@ -213,6 +215,11 @@ async def test_a_lost_decode_worker_shows_at_no_token_of_the_answer(
     )
     assert pairs.metric("stream2llm_session_restarts_total", cause="decode_lost") == 1
     assert pairs.metric("stream2llm_recovery_seconds_count", cause="decode_lost") == 1
+    cost = (await pairs.stub.GetServerInfo(pb.GetServerInfoRequest())).recovery
+    assert cost.num_recovered == 1
+    measured_s = pairs.metric("stream2llm_recovery_seconds_sum", cause="decode_lost")
+    times_s = [each.ToTimedelta().total_seconds() for each in (cost.total, cost.longest)]
+    assert times_s == pytest.approx([measured_s, measured_s], abs=1e-5)
 
 
 def _length(record: Any) -> int:
