@@ -168,6 +168,7 @@ class _Layout:
             reasoning_parser=part.reasoning_parser,
             web_folder=part.web_folder,
             max_message_bytes=self.config.router.limits.max_message_bytes,
+            limits=part.limits,
             drain_timeout_s=self.config.router.drain_timeout_s,
             client_certificate=part.client_certificate,
             client_key=part.client_key,
