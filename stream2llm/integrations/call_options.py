@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from stream2llm.api.errors import UnsupportedError
-from stream2llm.client import SamplingParameters
+from stream2llm.api.sampling import SamplingParameters
 
 # A framework's call has one answer, which is text.
 _NOT_HERE = {"n", "logprobs", "structured_output"}
