@@ -12,7 +12,7 @@ from fastapi import APIRouter
 
 from stream2llm.api.tls import ClientTls
 from stream2llm.gateway.server import Gateway
-from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.gateway_spec import GatewayLimits, GatewaySpec
 from stream2llm.serving.settings.worker_spec import ClusterView
 from tests.router_ring import Ring, a_ring
 
@@ -54,6 +54,7 @@ async def a_gateway(
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
     shown: ClientTls | None = None,
+    limits: GatewayLimits | None = None,
     **options: Any,
 ) -> AsyncIterator[GatewayRing]:
     """Everything started, and everything gone afterwards; `options` are the ring's.
@@ -71,6 +72,7 @@ async def a_gateway(
             reasoning_parser=reasoning_parser,
             web_folder=web_folder,
             max_message_bytes=max_message_bytes,
+            limits=limits or GatewayLimits(),
             client_certificate=shown and Path(shown.certificate or ""),
             client_key=shown and Path(shown.key or ""),
             security=security,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from stream2llm.cluster.front_config import FrontConfig
+from stream2llm.serving.settings.gateway_spec import GatewayLimits
 from stream2llm.serving.settings.security_options import NodeFile
 
 
@@ -28,6 +29,8 @@ class GatewayConfig(FrontConfig):
     web_folder: NodeFile | None = None
     """Directory with pages that gateways serve under `/web/`, without credentials, such as
     `examples/web`. Null: none."""
+    limits: GatewayLimits = GatewayLimits()
+    """What a gateway remembers for streamed context."""
     client_certificate: NodeFile | None = None
     """PEM file with the certificate that gateways show to routers where `security.tls.client_ca` is
     set, which has to have signed it."""

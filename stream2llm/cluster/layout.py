@@ -17,7 +17,7 @@ from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.cluster.worker_config import WorkerConfig
 from stream2llm.engine.model_runner import runner_environment
 from stream2llm.models.context_length import context_length
-from stream2llm.models.store import has_name
+from stream2llm.models.names import has_name
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
 from stream2llm.serving.settings.placement import Placement
@@ -168,6 +168,7 @@ class _Layout:
             reasoning_parser=part.reasoning_parser,
             web_folder=part.web_folder,
             max_message_bytes=self.config.router.limits.max_message_bytes,
+            limits=part.limits,
             drain_timeout_s=self.config.router.drain_timeout_s,
             client_certificate=part.client_certificate,
             client_key=part.client_key,

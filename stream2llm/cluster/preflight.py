@@ -38,7 +38,8 @@ from stream2llm.cluster.vllm_preflight import (
 )
 from stream2llm.engine.parser_names import check_parser
 from stream2llm.models.errors import ModelStoreError
-from stream2llm.models.store import require_same_on_all_nodes, resolve_model
+from stream2llm.models.names import require_same_on_all_nodes
+from stream2llm.models.store import resolve_model
 from stream2llm.serving.actor.node_address import outward_address
 from stream2llm.serving.system.clock import SystemClock
 from stream2llm.serving.system.machine_memory import machine_memory

@@ -24,7 +24,7 @@ from stream2llm.api.errors import (
 from stream2llm.api.events import Accepted
 from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.answering import ClientLeftError, Events, respond, unsent
-from stream2llm.gateway.calls import metadata_of, presented_by
+from stream2llm.gateway.calls import admitted, metadata_of
 from stream2llm.gateway.chat import ChatForm
 from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
@@ -52,7 +52,8 @@ class GatewayParts:
     parsers: AnswerParsers
     # None: without the model's tokenizer, an answer to a chat ends with its router.
     prompts: PromptTokenizer | None
-    # Guards the page of metrics; the routers guard all other routes.
+    # Guards the page of metrics, and says whose the responses are that are kept here; routers
+    # guard all other routes.
     guard: Guard
     registry: CollectorRegistry
     clock: Clock
@@ -186,13 +187,7 @@ def _operations(parts: GatewayParts) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics(request: Request) -> Response:
-        try:
-            await parts.guard.admit_soon(presented_by(request, parts.guard), Scope.READ)
-        except Stream2LLMError as error:
-            parts.guard.refused(
-                error, "GET /metrics", request.client.host if request.client else ""
-            )
-            raise
+        await admitted(request, parts.guard, Scope.READ)
         return Response(generate_latest(parts.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

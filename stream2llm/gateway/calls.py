@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from starlette.requests import HTTPConnection
 
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES, Metadata
-from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.api.loopback import is_loopback
 from stream2llm.security.access import AUTHORIZATION, Peer, Presented
 from stream2llm.security.guard import Guard
+from stream2llm.security.principal import Principal, Scope
 
 _PASSED_ON = (AUTHORIZATION, *TTFT_SLO_NAMES, "traceparent", "tracestate")
 
@@ -25,7 +26,17 @@ def metadata_of(request: HTTPConnection, guard: Guard) -> Metadata:
     return tuple(_pairs(request, guard))
 
 
-def presented_by(request: HTTPConnection, guard: Guard) -> Presented:
+async def admitted(request: HTTPConnection, guard: Guard, scope: Scope) -> Principal:
+    """The caller of a request, by the rules of the routers; raises what refuses it."""
+    try:
+        return await guard.admit_soon(_presented_by(request, guard), scope)
+    except Stream2LLMError as error:
+        what = f"{request.scope.get('method', 'WebSocket')} {request.url.path}"
+        guard.refused(error, what, request.client.host if request.client else "")
+        raise
+
+
+def _presented_by(request: HTTPConnection, guard: Guard) -> Presented:
     """The credentials of a request, for a guard of this process."""
     tenant = guard.tenant_header
     return Presented(

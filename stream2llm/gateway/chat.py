@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from openai.types import CompletionUsage
@@ -32,6 +32,7 @@ from stream2llm.gateway.forms import (
     data,
     entry_of,
     error_data,
+    extension_of,
     finish_reason,
     usage_of,
 )
@@ -73,7 +74,7 @@ class ChatForm:
             index, parser = event.index, self._parsers[event.index]
             yield from self._parts(index, parser.end())
             reason = self._reason(event.reason, has_calls=index in self._calling)
-            yield self._chunk(index, ChoiceDelta(), reason=reason)
+            yield self._chunk(index, ChoiceDelta(), reason=reason, more=extension_of(event))
             yield from self._end.finished(
                 index, event.usage, self._usage_chunk, parser.num_reasoning_tokens
             )
@@ -104,6 +105,7 @@ class ChatForm:
             usage=usage_of(
                 [answer.finished.usage for answer in answers], self._num_reasoning_tokens()
             ),
+            **extension_of(*(answer.finished for answer in answers)),
         )
 
     def _num_reasoning_tokens(self) -> int | None:
@@ -174,15 +176,19 @@ class ChatForm:
         *,
         logprobs: Sequence[TokenLogprobs] = (),
         reason: Reason | None = None,
+        more: Mapping[str, Any] = {},
     ) -> str:
         found = self._logprobs(chat_completion_chunk.ChoiceLogprobs, logprobs) if logprobs else None
         choice = chat_completion_chunk.Choice(
             index=index, delta=delta, finish_reason=reason, logprobs=found
         )
-        return data(self._of_choices([choice]))
+        return data(self._of_choices([choice], more=more))
 
     def _of_choices(
-        self, choices: list[chat_completion_chunk.Choice], usage: CompletionUsage | None = None
+        self,
+        choices: list[chat_completion_chunk.Choice],
+        usage: CompletionUsage | None = None,
+        more: Mapping[str, Any] = {},
     ) -> ChatCompletionChunk:
         """All chunks have a field for the usage where the request asks for it, as OpenAI's."""
         last: dict[str, Any] = {"usage": usage} if self._end.includes_usage else {}
@@ -193,6 +199,7 @@ class ChatForm:
             model=self._opening.model,
             choices=choices,
             **last,
+            **more,
         )
 
     def _logprobs(self, kind: Any, positions: Sequence[TokenLogprobs]) -> Any:

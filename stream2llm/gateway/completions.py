@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
@@ -11,7 +11,15 @@ from openai.types.completion_choice import Logprobs
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Answer, Event, Finished, TokenDelta
 from stream2llm.api.token_step import TokenLogprobs
-from stream2llm.gateway.forms import Opening, StreamEnd, data, error_data, finish_reason, usage_of
+from stream2llm.gateway.forms import (
+    Opening,
+    StreamEnd,
+    data,
+    error_data,
+    extension_of,
+    finish_reason,
+    usage_of,
+)
 from stream2llm.gateway.requests import CompletionRequest
 
 Reason = Literal["stop", "length"]
@@ -47,7 +55,8 @@ class CompletionForm:
         if isinstance(event, TokenDelta) and (event.text or event.logprobs):
             yield self._chunk(event.index, event.text, event.logprobs)
         elif isinstance(event, Finished):
-            yield self._chunk(event.index, "", reason=finish_reason(event.reason))
+            reason = finish_reason(event.reason)
+            yield self._chunk(event.index, "", reason=reason, more=extension_of(event))
             yield from self._end.finished(event.index, event.usage, self._usage_chunk)
 
     def _usage_chunk(self, usage: CompletionUsage) -> str:
@@ -61,7 +70,8 @@ class CompletionForm:
             self._choice(index, each.text, each.logprobs, finish_reason(each.finished.reason))
             for index, each in enumerate(answers)
         ]
-        return self._of_choices(choices, usage_of([each.finished.usage for each in answers]))
+        usage = usage_of([each.finished.usage for each in answers])
+        return self._of_choices(choices, usage, extension_of(*(each.finished for each in answers)))
 
     def _chunk(
         self,
@@ -69,8 +79,9 @@ class CompletionForm:
         text: str,
         logprobs: Sequence[TokenLogprobs] = (),
         reason: Reason | None = None,
+        more: Mapping[str, Any] = {},
     ) -> str:
-        return data(self._of_choices([self._choice(index, text, logprobs, reason)]))
+        return data(self._of_choices([self._choice(index, text, logprobs, reason)], more=more))
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: Reason | None
@@ -83,7 +94,10 @@ class CompletionForm:
         )
 
     def _of_choices(
-        self, choices: list[_Choice], usage: CompletionUsage | None = None
+        self,
+        choices: list[_Choice],
+        usage: CompletionUsage | None = None,
+        more: Mapping[str, Any] = {},
     ) -> Completion:
         last: dict[str, Any] = {} if usage is None else {"usage": usage}
         return _Completion(
@@ -93,6 +107,7 @@ class CompletionForm:
             model=self._opening.model,
             choices=choices,
             **last,
+            **more,
         )
 
     def _logprobs(self, index: int, positions: Sequence[TokenLogprobs]) -> Logprobs:

@@ -16,12 +16,14 @@ from openai.types.completion_usage import CompletionTokensDetails, PromptTokensD
 from pydantic import BaseModel
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Event, Usage
+from stream2llm.api.events import Answer, Event, Finished, Usage
 from stream2llm.api.token_step import FinishReason, Logprob
 from stream2llm.gateway.errors import body_of
 from stream2llm.gateway.parsing import TEXT, Parsing
 
 DONE = "data: [DONE]\n\n"
+# The name of the object with what OpenAI's do not have.
+EXTENSION = "stream2llm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,11 @@ def usage_of(choices: Sequence[Usage], num_reasoning_tokens: int | None = None) 
         prompt_tokens_details=PromptTokensDetails(cached_tokens=first.reused_tokens),
         **details,
     )
+
+
+def extension_of(*choices: Finished) -> dict[str, Any]:
+    """Our object of an answer, which says whether it was resumed at other workers or routers."""
+    return {EXTENSION: {"restarts": max(each.restarts for each in choices)}}
 
 
 def entry_of(logprob: Logprob) -> dict[str, Any]:

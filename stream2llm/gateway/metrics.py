@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry
 
 from stream2llm.serving.observability.metric_maker import MetricMaker
@@ -25,6 +27,18 @@ class GatewayMetrics:
             "gateway_requests_in_flight",
             "HTTP requests under way, from the first byte to the end of the answer.",
         )
+
+        self._websockets = make.gauge("gateway_websockets", "WebSockets that are open.")
+        self._chars = make.gauge(
+            "gateway_conversation_chars",
+            "Characters of the conversations that are remembered for clients, and of requests of"
+            " WebSockets that wait.",
+        )
+
+    def watch(self, websockets: Callable[[], float], chars: Callable[[], float]) -> None:
+        """Shows what these return."""
+        self._websockets.set_function(websockets)
+        self._chars.set_function(chars)
 
     def begun(self) -> None:
         """A request has come."""

@@ -24,7 +24,7 @@ from stream2llm.api.errors import OverloadedError, Stream2LLMError
 from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
 from stream2llm.api.token_step import FinishReason
 from stream2llm.client.stream import Gathered
-from stream2llm.gateway.forms import Opening
+from stream2llm.gateway.forms import Opening, extension_of
 from stream2llm.gateway.response_output import Output, Piece
 from stream2llm.gateway.response_requests import ResponsesRequest
 
@@ -85,7 +85,12 @@ class ResponseForm:
             output=self._output.items,
             usage=usage_of(answer.finished.usage, self._output.num_reasoning_tokens or 0),
             incomplete_details=details,
+            **self._extension(answer.finished),
         )
+
+    def _extension(self, finished: Finished) -> dict[str, Any]:
+        """Our object of a response that is answered."""
+        return extension_of(finished)
 
     def _end(self, answer: Answer) -> Iterator[str]:
         yield from self._events(self.complete(answer))

@@ -23,7 +23,7 @@ from stream2llm.client import AsyncClient
 from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.app import GatewayParts, create_app
 from stream2llm.gateway.connections import BoundedProtocol
-from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
+from stream2llm.gateway.lanes.routes import LanesRoom, RoomLimits, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
 from stream2llm.gateway.model_tokenizer import PromptTokenizer, SharedTokenizer
@@ -79,14 +79,17 @@ class Gateway:
         parts = GatewayParts(
             self._clients, self._parsers, self._prompts, guard, self.registry, clock
         )
-        self._lanes = LanesRoom(tokenizer, clock) if tokenizer else None
-        if self._lanes is not None:
-            more = (*more, lanes_routes(self._lanes))
+        metrics = GatewayMetrics(self.registry)
+        self._lanes: LanesRoom | None = None
+        if tokenizer is not None:
+            self._lanes = room = LanesRoom(tokenizer, clock, RoomLimits.of(spec.limits))
+            metrics.watch(lambda: room.num_connections, lambda: room.memory.num_chars)
+            more = (*more, lanes_routes(room))
         app = create_app(parts, *more)
         if spec.web_folder is not None:
             app.mount("/web", StaticFiles(directory=spec.web_folder, html=True))
         limited = BodyLimit(app, spec.max_message_bytes)
-        self._in_flight = InFlight(limited, GatewayMetrics(self.registry))
+        self._in_flight = InFlight(limited, metrics)
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 

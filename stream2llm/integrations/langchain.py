@@ -40,6 +40,7 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
+from stream2llm.integrations.call_options import sampling_with
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
@@ -79,14 +80,16 @@ class ChatStream2LLM(BaseChatModel):
         chat = _chat(self._convert_input(messages).to_messages())
         return ContextSession(self, {"chat": chat, **options})
 
-    def sampling(self, stop: Sequence[str] | None = None) -> SamplingParameters:
-        """What a request is sampled with."""
-        return SamplingParameters(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-            stop_strings=tuple(stop or ()),
+    def sampling(self, stop: Sequence[str] | None = None, **options: Any) -> SamplingParameters:
+        """What a request is sampled with; `options` are those of a call (`invoke`, `bind`).
+
+        Raises UnsupportedError for options beside those of `SamplingParameters`: tools and
+        structured output are a gateway's (`ChatOpenAI` of langchain-openai).
+        """
+        base = SamplingParameters(
+            max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
         )
+        return sampling_with(base, {"stop": stop, **options})
 
     def connect(self) -> AsyncClient:
         """A client of the cluster."""
@@ -97,30 +100,31 @@ class ChatStream2LLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **options: Any,
     ) -> ChatResult:
-        return _result(list(self._stream(messages, stop, run_manager)))
+        return _result(list(self._stream(messages, stop, run_manager, **options)))
 
     async def _agenerate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **options: Any,
     ) -> ChatResult:
-        return _result([each async for each in self._astream(messages, stop, run_manager)])
+        return _result(
+            [each async for each in self._astream(messages, stop, run_manager, **options)]
+        )
 
     def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **options: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        chat, sampling = _chat(messages), self.sampling(stop, **options)
         with Client(self.address, **self.client_options) as client:
-            events = client.generate(
-                _chat(messages), model=self.model, sampling=self.sampling(stop)
-            )
+            events = client.generate(chat, model=self.model, sampling=sampling)
             for event in events:
                 if (chunk := _chunk(event)) is not None:
                     if run_manager is not None:
@@ -132,12 +136,11 @@ class ChatStream2LLM(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **_: Any,
+        **options: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        chat, sampling = _chat(messages), self.sampling(stop, **options)
         async with self.connect() as client:
-            events = client.generate(
-                _chat(messages), model=self.model, sampling=self.sampling(stop)
-            )
+            events = client.generate(chat, model=self.model, sampling=sampling)
             async for event in events:
                 if (chunk := _chunk(event)) is not None:
                     if run_manager is not None:
@@ -198,13 +201,26 @@ def documents_of(found: Sequence[LangChainDocument]) -> tuple[Document, ...]:
 
 
 def _chat(messages: Sequence[BaseMessage]) -> list[ChatMessage]:
-    return [ChatMessage(_role(message), message.text) for message in messages]
+    return [
+        ChatMessage(_role(message), _text(message), name=message.name or "") for message in messages
+    ]
 
 
 def _role(message: BaseMessage) -> str:
     if message.type not in _ROLES:
         raise UnsupportedError(f"messages of type {message.type!r} are not supported")
     return _ROLES[message.type]
+
+
+def _text(message: BaseMessage) -> str:
+    """What a message says; raises UnsupportedError where it has more than text."""
+    for name in ("tool_calls", "invalid_tool_calls"):
+        if getattr(message, name, None):
+            raise UnsupportedError(f"{name} of messages are not supported")
+    for block in [] if isinstance(message.content, str) else message.content:
+        if not isinstance(block, str) and block.get("type") != "text":
+            raise UnsupportedError(f"content of type {block.get('type')!r} is not supported")
+    return str(message.text)
 
 
 def _chunk(event: Event) -> ChatGenerationChunk | None:

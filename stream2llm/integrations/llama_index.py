@@ -13,7 +13,7 @@ a re-ranker (a node postprocessor) makes another list of them, which `ranked` yi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -27,6 +27,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
+    TextBlock,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
@@ -46,6 +47,7 @@ from stream2llm.client import (
 )
 from stream2llm.client import ChatMessage as OurChatMessage
 from stream2llm.client.inputs import Prompt
+from stream2llm.integrations.call_options import sampling_with
 
 _ROLES = {
     MessageRole.USER: "user",
@@ -92,73 +94,85 @@ class Stream2LLM(LLM):
         """A client of the cluster, whose sessions take context that streams in."""
         return AsyncClient(self.address, **self.client_options)
 
-    def sampling(self) -> SamplingParameters:
-        """What a request is sampled with."""
-        return SamplingParameters(max_tokens=self.max_tokens, temperature=self.temperature)
+    def sampling(self, **options: Any) -> SamplingParameters:
+        """What a request is sampled with; `options` are those of a call.
+
+        Raises UnsupportedError for options beside those of `SamplingParameters`.
+        """
+        base = SamplingParameters(max_tokens=self.max_tokens, temperature=self.temperature)
+        return sampling_with(base, options)
 
     # -- chat ----------------------------------------------------------------
 
     @llm_chat_callback()
-    def chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponse:
+    def chat(self, messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
         """The whole answer to a conversation."""
-        return _chat_response(_last(self._events(_chat(messages))))
+        return _chat_response(_last(self._events(_chat(messages), options)))
 
     @llm_chat_callback()
-    def stream_chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponseGen:
+    def stream_chat(self, messages: Sequence[ChatMessage], **options: Any) -> ChatResponseGen:
         """The answer to a conversation as it comes."""
         # A generator: LlamaIndex takes any other iterator for a whole response.
-        return (_chat_response(each) for each in self._events(_chat(messages)))
+        return (_chat_response(each) for each in self._events(_chat(messages), options))
 
     @llm_chat_callback()
-    async def achat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponse:
+    async def achat(self, messages: Sequence[ChatMessage], **options: Any) -> ChatResponse:
         """The whole answer to a conversation."""
-        return _chat_response(await _alast(self._aevents(_chat(messages))))
+        return _chat_response(await _alast(self._aevents(_chat(messages), options)))
 
     @llm_chat_callback()
-    async def astream_chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponseAsyncGen:
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **options: Any
+    ) -> ChatResponseAsyncGen:
         """The answer to a conversation as it comes."""
-        return (_chat_response(each) async for each in self._aevents(_chat(messages)))
+        return (_chat_response(each) async for each in self._aevents(_chat(messages), options))
 
     # -- completion ----------------------------------------------------------
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+    def complete(self, prompt: str, formatted: bool = False, **options: Any) -> CompletionResponse:
         """The whole continuation of a text."""
-        return _last(self._events(prompt))
+        return _last(self._events(prompt, options))
 
     @llm_completion_callback()
     def stream_complete(
-        self, prompt: str, formatted: bool = False, **_: Any
+        self, prompt: str, formatted: bool = False, **options: Any
     ) -> CompletionResponseGen:
         """The continuation of a text as it comes."""
-        return self._events(prompt)
+        return self._events(prompt, options)
 
     @llm_completion_callback()
-    async def acomplete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **options: Any
+    ) -> CompletionResponse:
         """The whole continuation of a text."""
-        return await _alast(self._aevents(prompt))
+        return await _alast(self._aevents(prompt, options))
 
     @llm_completion_callback()
     async def astream_complete(
-        self, prompt: str, formatted: bool = False, **_: Any
+        self, prompt: str, formatted: bool = False, **options: Any
     ) -> CompletionResponseAsyncGen:
         """The continuation of a text as it comes."""
-        return self._aevents(prompt)
+        return self._aevents(prompt, options)
 
     # -- the cluster ---------------------------------------------------------
 
-    def _events(self, prompt: Prompt) -> Generator[CompletionResponse, None, None]:
-        text = ""
+    def _events(
+        self, prompt: Prompt, options: Mapping[str, Any]
+    ) -> Generator[CompletionResponse, None, None]:
+        text, sampling = "", self.sampling(**options)
         with Client(self.address, **self.client_options) as client:
-            for event in client.generate(prompt, model=self.model, sampling=self.sampling()):
+            for event in client.generate(prompt, model=self.model, sampling=sampling):
                 if (response := _response(event, text)) is not None:
                     text = response.text
                     yield response
 
-    async def _aevents(self, prompt: Prompt) -> AsyncGenerator[CompletionResponse, None]:
-        text = ""
+    async def _aevents(
+        self, prompt: Prompt, options: Mapping[str, Any]
+    ) -> AsyncGenerator[CompletionResponse, None]:
+        text, sampling = "", self.sampling(**options)
         async with self.connect() as client:
-            async for event in client.generate(prompt, model=self.model, sampling=self.sampling()):
+            async for event in client.generate(prompt, model=self.model, sampling=sampling):
                 if (response := _response(event, text)) is not None:
                     text = response.text
                     yield response
@@ -187,13 +201,24 @@ def documents_of(found: Sequence[NodeWithScore]) -> tuple[Document, ...]:
 
 
 def _chat(messages: Sequence[ChatMessage]) -> list[OurChatMessage]:
-    return [OurChatMessage(_role(message), message.content or "") for message in messages]
+    return [OurChatMessage(_role(message), _text(message)) for message in messages]
 
 
 def _role(message: ChatMessage) -> str:
     if message.role not in _ROLES:
         raise UnsupportedError(f"messages of role {message.role.value!r} are not supported")
     return _ROLES[message.role]
+
+
+def _text(message: ChatMessage) -> str:
+    """What a message says; raises UnsupportedError where it has more than text."""
+    for name in ("tool_calls", "function_call"):
+        if message.additional_kwargs.get(name):
+            raise UnsupportedError(f"{name} of messages are not supported")
+    for block in message.blocks:
+        if not isinstance(block, TextBlock):
+            raise UnsupportedError(f"content of type {block.block_type!r} is not supported")
+    return message.content or ""
 
 
 def _response(event: Event, text: str) -> CompletionResponse | None:

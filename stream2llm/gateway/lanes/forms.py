@@ -14,13 +14,13 @@ from openai.types import responses as oai
 from pydantic import BaseModel
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Progress, Usage
+from stream2llm.api.events import Answer, Finished, Progress, Usage
 from stream2llm.api.requests import ChatMessage
 from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.gateway.errors import answered, body_of, headers_of
-from stream2llm.gateway.forms import Opening
+from stream2llm.gateway.forms import EXTENSION, Opening
 from stream2llm.gateway.lanes.pieces import Change
-from stream2llm.gateway.lanes.requests import EXTENSION, CreateRequest
+from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.state import Step
 from stream2llm.gateway.response_items import messages_of
 from stream2llm.gateway.responses import ResponseForm, usage_of
@@ -71,23 +71,19 @@ class LaneForm(ResponseForm):
         response = self._response("cancelled")
         yield self._event(oai.ResponseIncompleteEvent, "response.incomplete", response=response)
 
-    def whole(self, *answers: Answer) -> oai.Response:
-        response = super().whole(*answers)
-        (answer,) = answers
-        finished = answer.finished
+    def _extension(self, finished: Finished) -> dict[str, Any]:
         figures = {
             "computed_tokens": finished.usage.computed_tokens,
             "invalidated_tokens": finished.usage.invalidated_tokens,
             "uncomputed_at_seal_tokens": finished.usage.uncomputed_at_seal_tokens,
             "ttft_from_seal_s": finished.timings.ttft_from_seal_s,
-            "restarts": finished.restarts,
         }
-        return response.model_copy(update={EXTENSION: self._lane_facts() | figures})
+        return {EXTENSION: figures | super()._extension(finished)[EXTENSION]}
 
     def _response(self, status: str, **fields: Any) -> oai.Response:
-        extension: dict[str, Any] = {EXTENSION: self._lane_facts()}
+        fields[EXTENSION] = self._lane_facts() | fields.get(EXTENSION, {})
         previous = self._create.previous_response_id
-        return super()._response(status, previous_response_id=previous, **extension, **fields)
+        return super()._response(status, previous_response_id=previous, **fields)
 
     def _lane_facts(self) -> dict[str, Any]:
         """What the request has done to the lane's session, in tokens."""

@@ -14,13 +14,18 @@ from stream2llm.client.stream import AnswerStream
 from stream2llm.gateway.answering import AnswerResponse, while_connected
 from stream2llm.gateway.lanes.forms import LaneForm
 from stream2llm.gateway.lanes.requests import CreateRequest
+from stream2llm.gateway.lanes.session import Open
 from stream2llm.gateway.lanes.stored import LaneStore, StoredLane
 
 SSE = "text/event-stream"
 
 
 async def lane_response(
-    request: Request, body: CreateRequest, store: LaneStore, stored: StoredLane
+    request: Request,
+    body: CreateRequest,
+    store: LaneStore,
+    stored: StoredLane,
+    open_session: Open,
 ) -> Response:
     """The response to a request of a lane in use, which it releases."""
     try:
@@ -30,7 +35,7 @@ async def lane_response(
         raise
     use = _Use(store, stored)
     try:
-        form = await while_connected(request, stored.lane.begin(body))
+        form = await while_connected(request, stored.lane.begin(body, open_session))
         if not body.generates:
             return _prepared(form, streams=bool(body.stream))
         events = stored.lane.answer()

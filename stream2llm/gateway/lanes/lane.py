@@ -15,11 +15,21 @@ from stream2llm.api.requests import ChatMessage
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.forms import Opening
+from stream2llm.gateway.lanes.conversation import Given
 from stream2llm.gateway.lanes.forms import LaneForm, Write
+from stream2llm.gateway.lanes.memory import Memory
 from stream2llm.gateway.lanes.rendering import Rendered, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.session import LaneSession, Open
-from stream2llm.gateway.lanes.state import Kept, Kind, LaneLimits, LaneName, Lanes, Step
+from stream2llm.gateway.lanes.state import (
+    RESPONSE_CHARS,
+    Kept,
+    Kind,
+    LaneLimits,
+    LaneName,
+    Lanes,
+    Step,
+)
 from stream2llm.gateway.parsing import Parsing
 from stream2llm.serving.system.clock import Clock
 
@@ -48,21 +58,43 @@ class LaneGroup:
         open_session: Open,
         clock: Clock,
         limits: LaneLimits,
+        memory: Memory,
         kept: KeptElsewhere | None = None,
     ) -> None:
-        """`kept` has what outlives the group; None: nothing does."""
+        """`kept` has what outlives the group; None: nothing does. Call `forget` at the end."""
         self.rendering = rendering
         self.parsers = parsers
         self.info = info
         self.open_session = open_session
         self.clock = clock
-        self.lanes = Lanes(limits)
+        self.memory = memory
         self.kept = kept
+        self._lanes = Lanes(limits)
 
-    def alike(self, limits: LaneLimits) -> LaneGroup:
+    @property
+    def lanes(self) -> Lanes:
+        """The responses of its lanes, which the memory counts."""
+        return self._lanes
+
+    @lanes.setter
+    def lanes(self, lanes: Lanes) -> None:
+        self.memory.add(lanes.size_chars - self._lanes.size_chars)
+        self._lanes = lanes
+
+    def forget(self) -> None:
+        """Forgets all responses."""
+        self.lanes = Lanes(self._lanes.limits)
+
+    def alike(self, limits: LaneLimits, memory: Memory) -> LaneGroup:
         """Another group of the same caller."""
         return LaneGroup(
-            self.rendering, self.parsers, self.info, self.open_session, self.clock, limits
+            self.rendering,
+            self.parsers,
+            self.info,
+            self.open_session,
+            self.clock,
+            limits,
+            memory,
         )
 
 
@@ -97,13 +129,18 @@ class Lane:
         """The response under way, or the last one; None before the first."""
         return None if self._response is None else self._response.id
 
-    async def begin(self, request: CreateRequest) -> LaneForm:
+    async def begin(self, request: CreateRequest, open_session: Open | None = None) -> LaneForm:
         """Makes the session's sequence that of the request; raises what refuses it.
 
-        A response without an answer is complete then.
+        A response without an answer is complete then. `open_session` opens sessions from now
+        on, with what this request shows to the router; None: they are opened as before.
         """
         group = self._group
-        step = self._step(request)
+        if open_session is not None:
+            self._session.open_session = open_session
+        given = request.given()
+        await group.memory.ensure(RESPONSE_CHARS + given.num_chars)
+        step = self._step(request, given)
         self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
         parsing = await self._parsing(step, request)
         rendered = await self._rendered(step, request)
@@ -159,12 +196,12 @@ class Lane:
             )
         return rendered
 
-    def _step(self, request: CreateRequest) -> Step:
+    def _step(self, request: CreateRequest, given: Given) -> Step:
         group, previous = self._group, request.previous_response_id
         stored = None
         if group.kept is not None and previous is not None:
             stored = group.kept.find(previous)
-        return group.lanes.step(self._name, previous, request.given(), stored)
+        return group.lanes.step(self._name, previous, given, stored)
 
     async def _commit(self, response: _Response, answer: tuple[ChatMessage, ...] | None) -> None:
         group = self._group

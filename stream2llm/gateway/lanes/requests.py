@@ -19,13 +19,13 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client.chat_inputs import ChatOptions, chat_messages
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import Strict
+from stream2llm.gateway.forms import EXTENSION
 from stream2llm.gateway.lanes.conversation import Given, SlotDocument
 from stream2llm.gateway.parsing import Parsing
 from stream2llm.gateway.requests import Message
 from stream2llm.gateway.response_items import messages_of
 from stream2llm.gateway.response_requests import ResponsesRequest
 
-EXTENSION = "stream2llm"
 _HONOURED = ("previous_response_id", "prompt_cache_options", "store")
 
 

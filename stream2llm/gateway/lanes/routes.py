@@ -1,8 +1,10 @@
-"""The routes of lanes, and what all connections share: the model's tokenizer, loaded once."""
+"""The routes of lanes, and what all connections share: the model's tokenizer, and memory."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urlsplit
@@ -13,25 +15,30 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from router.text_input import TextInput
-from stream2llm.api.call_metadata import Metadata
+from stream2llm.api.call_metadata import TTFT_SLO_NAMES, Metadata
 from stream2llm.api.errors import (
     NotPermittedError,
+    OverloadedError,
     Stream2LLMError,
     UnsupportedError,
 )
 from stream2llm.client import AsyncSession
 from stream2llm.gateway.app import GatewayParts, answer
-from stream2llm.gateway.calls import metadata_of
+from stream2llm.gateway.calls import admitted, metadata_of
 from stream2llm.gateway.lanes.http import lane_response
 from stream2llm.gateway.lanes.lane import LaneGroup
+from stream2llm.gateway.lanes.memory import Memory
 from stream2llm.gateway.lanes.rendering import RememberingEncoder, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest, OpenedWith
+from stream2llm.gateway.lanes.session import Open
 from stream2llm.gateway.lanes.socket import ResponsesSocket
 from stream2llm.gateway.lanes.state import LaneLimits
-from stream2llm.gateway.lanes.stored import CallerStore, LaneStore, StoreLimits
+from stream2llm.gateway.lanes.stored import LaneStore, StoreLimits, TenantStore
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.gateway.responses import ResponseForm
+from stream2llm.security.principal import Scope
+from stream2llm.serving.settings.gateway_spec import GatewayLimits
 from stream2llm.serving.system.clock import Clock
 
 
@@ -44,6 +51,20 @@ class RoomLimits:
     # As long as OpenAI's.
     duration_s: float = 3600.0
     store: StoreLimits = field(default_factory=StoreLimits)
+    max_connections: int = GatewayLimits().max_websockets
+    # Characters of all.
+    max_chars: int = GatewayLimits().max_conversation_chars
+
+    @staticmethod
+    def of(limits: GatewayLimits) -> RoomLimits:
+        """As the configuration has them."""
+        chars = limits.max_conversation_chars_per_tenant
+        return RoomLimits(
+            LaneLimits(max_chars=chars),
+            store=StoreLimits(LaneLimits(max_lanes=limits.max_stored_lanes, max_chars=chars)),
+            max_connections=limits.max_websockets,
+            max_chars=limits.max_conversation_chars,
+        )
 
 
 class LanesRoom:
@@ -54,7 +75,9 @@ class LanesRoom:
     ) -> None:
         """The model's tokenizer is read when the first client comes."""
         self.limits = limits
-        self.store = LaneStore(limits.store, clock)
+        self.memory = Memory(limits.max_chars, "all clients")
+        self.store = LaneStore(limits.store, clock, self.memory)
+        self._num_connections = 0
         self._tokenizer = tokenizer
         self._sockets: set[ResponsesSocket] = set()
         self._is_draining = False
@@ -67,22 +90,34 @@ class LanesRoom:
         parts: GatewayParts,
         metadata: Metadata,
         limits: LaneLimits,
-        kept: CallerStore | None = None,
+        memory: Memory,
+        kept: TenantStore | None = None,
     ) -> LaneGroup:
         """Returns new lanes for a caller; raises where the router does not know the caller."""
         info = await parts.clients.present().model_info(metadata=metadata)
-
-        def opened(opened_with: OpenedWith) -> AsyncSession:
-            return parts.clients.present().session(
-                prefix=[],  # no begin token of its own: the pieces have it
-                sampling=opened_with.sampling,
-                model=opened_with.model,
-                ttft_slo_ms=opened_with.ttft_slo_ms,
-                metadata=metadata,
-            )
-
         rendering = await self._rendering_for(info.max_model_len)
-        return LaneGroup(rendering, parts.parsers, info, opened, parts.clock, limits, kept)
+        opened = opener(parts, metadata)
+        return LaneGroup(rendering, parts.parsers, info, opened, parts.clock, limits, memory, kept)
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open, or about to be."""
+        return self._num_connections
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """The place of a connection; raises OverloadedError when all are taken."""
+        most = self.limits.max_connections
+        if self._num_connections >= most:
+            raise OverloadedError(
+                f"Responses websocket connection limit reached ({most} connections).",
+                reason="WEBSOCKET_CONNECTION_LIMIT_REACHED",
+            )
+        self._num_connections += 1
+        try:
+            yield
+        finally:
+            self._num_connections -= 1
 
     async def serve(self, socket: ResponsesSocket) -> None:
         """Serves an accepted connection to its end."""
@@ -116,6 +151,21 @@ class LanesRoom:
             return self._rendering
 
 
+def opener(parts: GatewayParts, metadata: Metadata) -> Open:
+    """Opens sessions with what a request shows to the router."""
+
+    def opened(opened_with: OpenedWith) -> AsyncSession:
+        return parts.clients.present().session(
+            prefix=[],  # no begin token of its own: the pieces have it
+            sampling=opened_with.sampling,
+            model=opened_with.model,
+            ttft_slo_ms=opened_with.ttft_slo_ms,
+            metadata=metadata,
+        )
+
+    return opened
+
+
 def lanes_routes(room: LanesRoom) -> APIRouter:
     """The routes."""
     routes = APIRouter()
@@ -123,16 +173,15 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
     @routes.websocket("/v1/responses")
     async def responses(socket: WebSocket) -> None:
         parts: GatewayParts = socket.app.state.parts
-        try:
-            _check_origin(socket)
-            metadata = metadata_of(socket, parts.guard)
-            kept = room.store.of(metadata)
-            group = await room.group(parts, metadata, room.limits.lanes, kept)
-        except Stream2LLMError as error:
-            await socket.send_denial_response(error_response(error))
-            return
-        await socket.accept()
-        await room.serve(ResponsesSocket(socket, group, room.limits.duration_s))
+        with ExitStack() as place:
+            try:
+                place.enter_context(room.connection())
+                group = await _group_of(room, parts, socket)
+            except Stream2LLMError as error:
+                await socket.send_denial_response(error_response(error))
+                return
+            await socket.accept()
+            await room.serve(ResponsesSocket(socket, group, room.limits.duration_s))
 
     @routes.post("/v1/responses")
     async def response_or_lane(body: CreateRequest, request: Request) -> Response:
@@ -143,11 +192,27 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
         if not body.is_of_lane:
             return await answer(parts, request, body, "resp_", ResponseForm)
         body.check_lane()
-        metadata, previous = metadata_of(request, parts.guard), body.previous_response_id
-        lane = await room.store.lane(metadata, previous, partial(room.group, parts))
-        return await lane_response(request, body, room.store, lane)
+        metadata = _without_deadlines(metadata_of(request, parts.guard))
+        tenant = (await admitted(request, parts.guard, Scope.SESSION)).tenant
+        make_group = partial(room.group, parts, metadata)
+        lane = await room.store.lane(tenant, body.previous_response_id, make_group)
+        return await lane_response(request, body, room.store, lane, opener(parts, metadata))
 
     return routes
+
+
+async def _group_of(room: LanesRoom, parts: GatewayParts, socket: WebSocket) -> LaneGroup:
+    """The lanes of a new connection; raises what refuses it."""
+    _check_origin(socket)
+    metadata = metadata_of(socket, parts.guard)
+    tenant = (await admitted(socket, parts.guard, Scope.SESSION)).tenant
+    kept = room.store.of(tenant)
+    return await room.group(parts, metadata, room.limits.lanes, room.memory, kept)
+
+
+def _without_deadlines(metadata: Metadata) -> Metadata:
+    """Without what a session cannot have that other requests go on with."""
+    return tuple(pair for pair in metadata if pair[0] not in TTFT_SLO_NAMES)
 
 
 def _check_origin(socket: WebSocket) -> None:

@@ -26,7 +26,7 @@ class LaneSession:
 
     def __init__(self, open_session: Open, on_progress: OnProgress) -> None:
         """`on_progress` is called while the context streams in."""
-        self._open_session = open_session
+        self.open_session = open_session
         self._on_progress = on_progress
         self._stack = AsyncExitStack()
         self._session: AsyncSession | None = None
@@ -133,7 +133,7 @@ class LaneSession:
             await self.close()
 
     async def _opened(self, opened_with: OpenedWith) -> AsyncSession:
-        self._session = await self._stack.enter_async_context(self._open_session(opened_with))
+        self._session = await self._stack.enter_async_context(self.open_session(opened_with))
         self._opened_with = opened_with
         self._watching = asyncio.create_task(self._watch(self._session.events()))
         return self._session

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,6 +48,8 @@ class ResponsesSocket:
         self._group = group
         self._limit_s = limit_s
         self._workers: dict[str, _Worker] = {}
+        # Characters of requests that are not served yet.
+        self._num_waiting_chars = 0
         self._sending = asyncio.Lock()
         self._reading: asyncio.Timeout | None = None
         self._is_draining = False
@@ -68,6 +71,8 @@ class ResponsesSocket:
         finally:
             for worker in self._workers.values():
                 await worker.lane.close()
+            self._count(-self._num_waiting_chars)
+            self._group.forget()
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -103,19 +108,25 @@ class ResponsesSocket:
         try:
             event = _parsed(text)
             stream_id = _lane_of(event)
-            await self._dispatch(event, stream_id, tasks)
+            await self._dispatch(event, stream_id, len(text), tasks)
         except ValidationError as error:
             await self._send(error_event(invalid_parameter(error.errors()[0]), stream_id))
         except Stream2LLMError as error:
             await self._send(error_event(error, stream_id))
 
     async def _dispatch(
-        self, event: dict[str, Any], stream_id: str | None, tasks: asyncio.TaskGroup
+        self,
+        event: dict[str, Any],
+        stream_id: str | None,
+        num_chars: int,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         match event.get("type"):
             case "response.create":
                 request = create_request(event)
-                self._worker(stream_id or "", tasks).put(request)
+                await self._group.memory.ensure(num_chars)
+                self._worker(stream_id or "", tasks).put(_Taken(request, num_chars))
+                self._count(num_chars)
             case "response.cancel":
                 worker = self._workers.get(stream_id or "")
                 if worker is not None:
@@ -132,9 +143,16 @@ class ResponsesSocket:
                 message = f"{most} lanes are in use, which is the limit of a connection"
                 raise OverloadedError(message, reason="TOO_MANY_LANES")
             served = Lane(lane, self._group, written, self._send_progress)
-            self._workers[lane] = _Worker(served, self._send)
+            self._workers[lane] = _Worker(served, self._send, self._served)
             self._workers[lane].start(tasks)
         return self._workers[lane]
+
+    def _served(self, taken: _Taken) -> None:
+        self._count(-taken.num_chars)
+
+    def _count(self, num_chars: int) -> None:
+        self._num_waiting_chars += num_chars
+        self._group.memory.add(num_chars)
 
     async def _send_progress(
         self, request: CreateRequest, response_id: str, progress: Progress
@@ -148,13 +166,27 @@ class ResponsesSocket:
             await self._socket.send_text(text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A request, and the characters of its event."""
+
+    request: CreateRequest
+    num_chars: int
+
+
 class _Worker:
     """Serves the requests of a lane in their order."""
 
-    def __init__(self, lane: Lane, send: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        send: Callable[[str], Awaitable[None]],
+        on_served: Callable[[_Taken], None],
+    ) -> None:
         self.lane = lane
         self._send = send
-        self._waiting: asyncio.Queue[CreateRequest | None] = asyncio.Queue()
+        self._on_served = on_served
+        self._waiting: asyncio.Queue[_Taken | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._present: asyncio.Task[None] | None = None
         # Writes the response under way, once its client has its id.
@@ -164,12 +196,12 @@ class _Worker:
         """Begins to serve, in a task of the group."""
         self._running = tasks.create_task(self._run(tasks))
 
-    def put(self, request: CreateRequest) -> None:
+    def put(self, taken: _Taken) -> None:
         """Takes a request; raises OverloadedError while too many wait."""
         if self._waiting.qsize() >= _MAX_WAITING:
             message = f"{_MAX_WAITING} requests of this lane wait already"
             raise OverloadedError(message, reason="TOO_MANY_REQUESTS")
-        self._waiting.put_nowait(request)
+        self._waiting.put_nowait(taken)
 
     def cancel(self, response_id: object) -> None:
         """Ends the response under way, if it is this one; None: whatever it is."""
@@ -188,14 +220,15 @@ class _Worker:
             self._running.cancel()
 
     async def _run(self, tasks: asyncio.TaskGroup) -> None:
-        while (request := await self._waiting.get()) is not None:
-            self._present = tasks.create_task(self._serve(request))
+        while (taken := await self._waiting.get()) is not None:
+            self._present = tasks.create_task(self._serve(taken.request))
             try:
                 await asyncio.wait({self._present})
             finally:
                 self._present.cancel()
+            self._on_served(taken)
             if self._present.cancelled():
-                await self._send_all(self._cancelled(request))
+                await self._send_all(self._cancelled(taken.request))
 
     async def _serve(self, request: CreateRequest) -> None:
         self._form = None

@@ -21,6 +21,8 @@ from stream2llm.api.requests import ChatMessage
 from stream2llm.gateway.lanes.conversation import Conversation, Given, texts_by_id
 
 LaneName = str
+# What a response takes beside its texts, in characters: itself, and its places in tuples.
+RESPONSE_CHARS, _PLACE_CHARS = 1024, 8
 
 
 class Kind(StrEnum):
@@ -54,6 +56,11 @@ class Kept:
     # How its documents were laid out, with the stable ordering.
     layout: Arrangement = field(default_factory=Arrangement)
 
+    @property
+    def alone(self) -> Kept:
+        """The same without one before it."""
+        return replace(self, num_chars=_size(self.conversation))
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -61,12 +68,20 @@ class Line:
 
     responses: tuple[Kept, ...] = ()
     documents: Mapping[str, str] = field(default_factory=dict)
+    # Made once: every request of a caller asks all of its lines.
+    by_id: Mapping[str, Kept] = field(init=False, repr=False, compare=False)
+    # Characters of all texts; a document may count twice.
+    num_chars: int = field(init=False, compare=False)
+    # With what the responses take beside their texts.
+    size_chars: int = field(init=False, compare=False)
 
-    @property
-    def num_chars(self) -> int:
-        """Characters that it makes us remember; a document may count twice."""
+    def __post_init__(self) -> None:
         named = sum(map(len, self.documents.values()))
-        return named + sum(each.num_chars for each in self.responses)
+        num_chars = named + sum(each.num_chars for each in self.responses)
+        beside = sum(map(_size_beside_texts, self.responses))
+        object.__setattr__(self, "by_id", {each.id: each for each in self.responses})
+        object.__setattr__(self, "num_chars", num_chars)
+        object.__setattr__(self, "size_chars", num_chars + beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,11 @@ class Lanes:
     def num_chars(self) -> int:
         """Characters remembered."""
         return sum(line.num_chars for line in self.lines.values())
+
+    @property
+    def size_chars(self) -> int:
+        """The same, with what responses take beside their texts."""
+        return sum(line.size_chars for line in self.lines.values())
 
     def step(
         self,
@@ -146,20 +166,16 @@ class Lanes:
 
     def find(self, response_id: str) -> Kept | None:
         """The response with this id; None if there is none that can be continued."""
-        responses = (each for line in self.lines.values() for each in line.responses)
-        return next((each for each in responses if each.id == response_id), None)
+        name = self.lane_of(response_id)
+        return None if name is None else self.lines[name].by_id[response_id]
 
     def with_stored(self, lane: LaneName, response: Kept) -> Lanes:
         """The lanes with another one, which begins with a response of another connection."""
-        whole = replace(response, num_chars=_size(response.conversation))
-        return replace(self, lines={**self.lines, lane: Line((whole,))})
+        return replace(self, lines={**self.lines, lane: Line((response.alone,))})
 
     def lane_of(self, response_id: str) -> LaneName | None:
         """The lane of a response that can be continued; None if there is none."""
-        for name, line in self.lines.items():
-            if any(each.id == response_id for each in line.responses):
-                return name
-        return None
+        return next((name for name, line in self.lines.items() if response_id in line.by_id), None)
 
     def without(self, lane: LaneName) -> Lanes:
         """The lanes after one was closed."""
@@ -187,10 +203,9 @@ class Lanes:
     ) -> tuple[Kind, Kept | None]:
         if previous_id is None:
             return Kind.OPEN, None
-        responses = self._line(lane).responses
-        for each in reversed(responses):
-            if each.id == previous_id:
-                return (Kind.APPEND if each is responses[-1] else Kind.UPDATE), each
+        line = self._line(lane)
+        if (here := line.by_id.get(previous_id)) is not None:
+            return (Kind.APPEND if here is line.responses[-1] else Kind.UPDATE), here
         elsewhere = self.find(previous_id) or stored
         if elsewhere is None:
             raise not_found(previous_id)
@@ -225,6 +240,11 @@ def not_found(response_id: str) -> InvalidRequestError:
 
 def _size(conversation: Conversation) -> int:
     return Given(conversation.turns, conversation.documents).num_chars
+
+
+def _size_beside_texts(kept: Kept) -> int:
+    places = len(kept.conversation.turns) + len(kept.conversation.documents)
+    return RESPONSE_CHARS + _PLACE_CHARS * places
 
 
 def _too_many(what: str, reason: str) -> OverloadedError:

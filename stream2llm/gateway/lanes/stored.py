@@ -1,8 +1,8 @@
 """Lanes of callers without a socket: each response names the next one's lane by its id.
 
-A caller is known by what the request shows to the router: no other caller finds its
-responses. A lane is forgotten when it was not used for some time, or when the caller has too
-many; its session ends with it, and long before if it is idle, by the router's own limit.
+Responses belong to a tenant: whatever credentials of it find them, and no other tenant's do.
+A lane is forgotten when it was not used for some time, when the tenant has too many, or to make
+room; its session ends with it, and long before if it is idle, by the router's own limit.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 
-from stream2llm.api.call_metadata import TTFT_SLO_NAMES, Metadata
 from stream2llm.api.errors import OverloadedError
 from stream2llm.gateway.lanes.forms import written_as_sse
 from stream2llm.gateway.lanes.lane import Lane, LaneGroup
-from stream2llm.gateway.lanes.state import Kept, LaneLimits, LaneName, not_found
+from stream2llm.gateway.lanes.memory import Memory
+from stream2llm.gateway.lanes.state import Kept, LaneLimits, LaneName, Line, not_found
 from stream2llm.serving.system.clock import Clock
 
-Caller = bytes
-# What a request says beside who its caller is.
-_OF_ONE_REQUEST = frozenset({*TTFT_SLO_NAMES, "traceparent", "tracestate"})
+MakeGroup = Callable[[LaneLimits, Memory], Awaitable[LaneGroup]]
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
     """Bounds of what callers without a socket make us remember."""
 
-    # Limits of one caller.
+    # Limits of one tenant.
     lanes: LaneLimits = field(default_factory=LaneLimits)
-    max_callers: int = 1024
+    max_tenants: int = 1024
     # Seconds without a request after which a lane is forgotten; OpenAI's lasts as long.
     time_to_live_s: float = 1800.0
 
@@ -40,6 +37,7 @@ class StoreLimits:
 class StoredLane:
     """A lane, and who uses it."""
 
+    name: LaneName
     lane: Lane
     used_s: float
     # Held by the request under way.
@@ -49,7 +47,7 @@ class StoredLane:
 
 @dataclass(slots=True, eq=False)
 class _Stored:
-    """What one caller has."""
+    """What one tenant has."""
 
     group: LaneGroup
     lanes: dict[LaneName, StoredLane] = field(default_factory=dict)
@@ -59,55 +57,84 @@ class _Stored:
         """When it was used last."""
         return max((each.used_s for each in self.lanes.values()), default=0.0)
 
+    @property
+    def unused(self) -> list[StoredLane]:
+        """Lanes without a request under way: those without a response, as all of their requests
+        were refused, and then those that were used first."""
+        free = (lane for lane in self.lanes.values() if not lane.num_users)
+        lines = self.group.lanes.lines
+        return sorted(free, key=lambda lane: (lane.name in lines, lane.used_s))
+
+    def used(self, name: LaneName) -> StoredLane:
+        """A lane, which is not forgotten from now on."""
+        lane = self.lanes[name]
+        lane.num_users += 1
+        return lane
+
+    def forget(self, lane: StoredLane) -> StoredLane:
+        """Its responses cannot be continued any more."""
+        self.group.lanes = self.group.lanes.without(lane.name)
+        return self.lanes.pop(lane.name)
+
+    async def give_way(self, num_chars: int) -> None:
+        """Frees characters by forgetting lanes."""
+        enough = self.group.memory.num_chars - num_chars
+        forgotten = []
+        for lane in self.unused:
+            if self.group.memory.num_chars <= enough:
+                break
+            forgotten.append(self.forget(lane))
+        await _close(forgotten)
+
 
 class LaneStore:
     """All callers without a socket. Call `close` at the end."""
 
-    def __init__(self, limits: StoreLimits, clock: Clock) -> None:
+    def __init__(self, limits: StoreLimits, clock: Clock, memory: Memory) -> None:
+        """`memory` is that of the whole gateway; the store gives way in it."""
         self._limits = limits
         self._clock = clock
-        self._callers: dict[Caller, _Stored] = {}
+        self._memory = memory
+        memory.give_way = self._give_way
+        self._tenants: dict[str, _Stored] = {}
 
-    def of(self, metadata: Metadata) -> CallerStore:
-        """What of it a caller's connections see."""
-        return CallerStore(self, _name_of(metadata))
+    def of(self, tenant: str) -> TenantStore:
+        """What of it a tenant's connections see."""
+        return TenantStore(self, tenant)
 
-    def find(self, caller: Caller, response_id: str) -> Kept | None:
-        """A response of a caller; None if there is none."""
-        stored = self._callers.get(caller)
+    def find(self, tenant: str, response_id: str) -> Kept | None:
+        """A response of a tenant; None if there is none."""
+        stored = self._tenants.get(tenant)
         return None if stored is None else stored.group.lanes.find(response_id)
 
-    async def keep(self, caller: Caller, response: Kept, group: LaneGroup) -> None:
-        """Keeps a response of a connection in a lane of its own."""
+    async def keep(self, tenant: str, response: Kept, group: LaneGroup) -> None:
+        """Keeps a response of a connection in a lane of its own; raises OverloadedError."""
         await _close(self._forgotten())
-        if caller not in self._callers:
-            self._callers[caller] = _Stored(group.alike(self._limits.lanes))
-        stored = self._callers[caller]
-        name = self._new_lane(stored)
-        stored.group.lanes = stored.group.lanes.with_stored(name, response)
+        if tenant not in self._tenants:
+            self._add(tenant, group.alike(self._limits.lanes, self._tenant_memory()))
+        stored = self._tenants[tenant]
+        lane = stored.used(self._new_lane(stored))
+        try:
+            await stored.group.memory.ensure(Line((response.alone,)).size_chars)
+            stored.group.lanes = stored.group.lanes.with_stored(lane.name, response)
+        finally:
+            self.release(lane)
 
-    async def lane(
-        self,
-        metadata: Metadata,
-        previous_id: str | None,
-        make_group: Callable[[Metadata, LaneLimits], Awaitable[LaneGroup]],
-    ) -> StoredLane:
+    async def lane(self, tenant: str, previous_id: str | None, make_group: MakeGroup) -> StoredLane:
         """The lane of a response, or a new one, in use until `release`.
 
-        `make_group` asks the router whether it knows the caller. Raises InvalidRequestError
-        for a response that this caller does not have, and OverloadedError.
+        Raises InvalidRequestError for a response that this tenant does not have, and
+        OverloadedError.
         """
         await _close(self._forgotten())
-        caller = _name_of(metadata)
-        if caller not in self._callers and previous_id is not None:
-            raise not_found(previous_id)
-        if caller not in self._callers:
-            group = await make_group(_shown(metadata), self._limits.lanes)
-            self._callers.setdefault(caller, _Stored(group))
-        stored = self._callers[caller]
-        lane = stored.lanes[self._name(stored, previous_id)]
-        lane.num_users += 1
-        return lane
+        if tenant not in self._tenants:
+            if previous_id is not None:
+                raise not_found(previous_id)
+            group = await make_group(self._limits.lanes, self._tenant_memory())
+            if tenant not in self._tenants:  # else another request of it was faster
+                self._add(tenant, group)
+        stored = self._tenants[tenant]
+        return stored.used(self._name(stored, previous_id))
 
     def release(self, lane: StoredLane) -> None:
         """Its request is answered."""
@@ -116,10 +143,15 @@ class LaneStore:
 
     async def close(self) -> None:
         """Ends all sessions."""
-        stored = [*self._callers.values()]
-        self._callers.clear()
-        for each in stored:
-            await _close(each.lanes.values())
+        for tenant in [*self._tenants]:
+            await _close(self._without(tenant))
+
+    def _add(self, tenant: str, group: LaneGroup) -> None:
+        self._tenants[tenant] = stored = _Stored(group)
+        group.memory.give_way = stored.give_way
+
+    def _tenant_memory(self) -> Memory:
+        return Memory(self._limits.lanes.max_chars, "the tenant", part_of=self._memory)
 
     def _name(self, stored: _Stored, previous_id: str | None) -> LaneName:
         if previous_id is not None:
@@ -132,58 +164,61 @@ class LaneStore:
     def _new_lane(self, stored: _Stored) -> LaneName:
         name = uuid.uuid4().hex
         lane = Lane(name, stored.group, written_as_sse, None)
-        stored.lanes[name] = StoredLane(lane, self._clock.monotonic_s())
+        stored.lanes[name] = StoredLane(name, lane, self._clock.monotonic_s())
         return name
 
+    async def _give_way(self, num_chars: int) -> None:
+        """Frees characters for any caller: those of the tenants that have most."""
+        enough = self._memory.num_chars - num_chars
+        by_size = sorted(self._tenants.values(), key=lambda each: -each.group.memory.num_chars)
+        for stored in by_size:
+            over = self._memory.num_chars - enough
+            if over <= 0:
+                break
+            await stored.give_way(over)
+
     def _forgotten(self) -> list[StoredLane]:
-        """Forgets lanes such that there is room for a new one and for a new caller."""
+        """Forgets lanes such that there is room for a new one and for a new tenant."""
         now_s = self._clock.monotonic_s()
         forgotten: list[StoredLane] = []
-        for caller, stored in list(self._callers.items()):
+        for tenant, stored in list(self._tenants.items()):
             forgotten += self._forgotten_of(stored, now_s)
             if not stored.lanes:
-                del self._callers[caller]
-        if len(self._callers) >= self._limits.max_callers:
-            oldest = min(self._callers, key=lambda caller: self._callers[caller].used_s)
-            if any(each.num_users for each in self._callers[oldest].lanes.values()):
-                raise OverloadedError("too many callers at present", reason="TOO_MANY_LANES")
-            forgotten += self._callers.pop(oldest).lanes.values()
+                self._without(tenant)
+        if len(self._tenants) >= self._limits.max_tenants:
+            oldest = min(self._tenants, key=lambda tenant: self._tenants[tenant].used_s)
+            if any(each.num_users for each in self._tenants[oldest].lanes.values()):
+                raise OverloadedError("too many tenants at present", reason="TOO_MANY_LANES")
+            forgotten += self._without(oldest)
         return forgotten
 
     def _forgotten_of(self, stored: _Stored, now_s: float) -> Iterator[StoredLane]:
-        free = [name for name, lane in stored.lanes.items() if not lane.num_users]
-        free.sort(key=lambda name: stored.lanes[name].used_s)
         num_over = len(stored.lanes) - self._limits.lanes.max_lanes + 1
-        for index, name in enumerate(free):
-            age_s = now_s - stored.lanes[name].used_s
-            if index < num_over or age_s >= self._limits.time_to_live_s:
-                stored.group.lanes = stored.group.lanes.without(name)
-                yield stored.lanes.pop(name)
+        for index, lane in enumerate(stored.unused):
+            if index < num_over or now_s - lane.used_s >= self._limits.time_to_live_s:
+                yield stored.forget(lane)
+
+    def _without(self, tenant: str) -> list[StoredLane]:
+        """Forgets a tenant; its lanes are still to be closed."""
+        stored = self._tenants.pop(tenant)
+        stored.group.forget()
+        return [*stored.lanes.values()]
 
 
-class CallerStore:
-    """The responses of one caller, for its connections."""
+class TenantStore:
+    """The responses of one tenant, for its connections."""
 
-    def __init__(self, store: LaneStore, caller: Caller) -> None:
+    def __init__(self, store: LaneStore, tenant: str) -> None:
         self._store = store
-        self._caller = caller
+        self._tenant = tenant
 
     def find(self, response_id: str) -> Kept | None:
         """As the store's."""
-        return self._store.find(self._caller, response_id)
+        return self._store.find(self._tenant, response_id)
 
     async def keep(self, response: Kept, group: LaneGroup) -> None:
         """As the store's."""
-        await self._store.keep(self._caller, response, group)
-
-
-def _shown(metadata: Metadata) -> Metadata:
-    """What says who the caller is."""
-    return tuple(pair for pair in metadata if pair[0] not in _OF_ONE_REQUEST)
-
-
-def _name_of(metadata: Metadata) -> Caller:
-    return sha256(repr(_shown(metadata)).encode()).digest()
+        await self._store.keep(self._tenant, response, group)
 
 
 async def _close(lanes: Iterable[StoredLane]) -> None:

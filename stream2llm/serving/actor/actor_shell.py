@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.models.context_length import context_length
+from stream2llm.models.names import has_name
 from stream2llm.models.node_path import same_on_all_nodes
-from stream2llm.models.store import has_name, resolve_model
+from stream2llm.models.store import resolve_model
 from stream2llm.serving.actor.loss import Loss
 from stream2llm.serving.actor.replica_status import GatewayStatus, RouterStatus
 from stream2llm.serving.actor.root_cause import LogTail, describe_failure

@@ -131,6 +131,18 @@ def test_targets_of_make_exist(page: Path) -> None:
     assert {found[1] for found in named if found} <= targets
 
 
+def files_of_tests(page: Path) -> set[str]:
+    """Files of tests that a page names: by their path, or by the end of it."""
+    return set(re.findall(r"[\w/]*\btest_\w+\.py", page.read_text()))
+
+
+@each_page
+def test_files_of_tests_exist(page: Path) -> None:
+    files = [path.as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    for named in files_of_tests(page):
+        assert any(path.endswith(f"/{named}") for path in files), named
+
+
 @each_page
 def test_modules_that_are_run_exist(page: Path) -> None:
     for text in [*spans(page), *code_lines(page)]:

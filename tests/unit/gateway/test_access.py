@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Callable
 from http import HTTPStatus
@@ -11,6 +12,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+import websockets
 from openai import AsyncOpenAI
 
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
@@ -20,6 +22,8 @@ from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptio
 from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
+from tests.lane_client import PREPARED
+from tests.router_ring import soon
 from tests.routes import GATEWAY_SCOPES, gateway_routes, may
 from tests.tls_files import Authority
 
@@ -160,6 +164,24 @@ async def test_https_with_the_cluster_s_certificates(
     trusting = ssl.create_default_context(cafile=str(security.tls.ca))
     async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT, ssl=trusting) as response:
         assert response.status == HTTPStatus.OK
+
+
+async def test_streamed_context_over_tls(
+    make_gateway: Make, authority: Authority, tmp_path: Path
+) -> None:
+    security = authority.security(tmp_path / "tls")
+    gateway: GatewayRing = await make_gateway(security=security)
+    trusting = ssl.create_default_context(cafile=str(security.tls.ca))
+    url = f"wss{gateway.base_url.removeprefix('https')}/responses"
+    async with websockets.connect(url, ssl=trusting, proxy=None) as connection:
+        prepared = {"type": "response.create", "input": "hello", "generate": False}
+        await connection.send(json.dumps({**prepared, "model": "tiny"}))
+        events = [json.loads(await soon(connection.recv()))["type"] for _ in range(2)]
+    assert events == PREPARED
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await websockets.connect(url, ssl=ssl.create_default_context(), proxy=None)
+    with pytest.raises((websockets.InvalidMessage, OSError)):
+        await websockets.connect(url.replace("wss", "ws"), proxy=None)
 
 
 async def test_where_clients_show_certificates_the_gateway_shows_one_too(

@@ -15,7 +15,6 @@ from stream2llm.gateway.lanes.state import LaneLimits
 from stream2llm.gateway.lanes.stored import StoreLimits
 from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.serving.system.clock import ManualClock
-from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, turns, user
 from tests.router_ring import soon
@@ -67,20 +66,6 @@ async def test_documents_and_what_is_stored(gateway: GatewayRing, sdk: AsyncOpen
     assert gateway.ring.decode_text(gateway.ring.record.sequence).startswith("user\na dog what?")
     assert len(gateway.ring.record.sequence) >= len(gateway.ring.encode_written(prompt))
     assert await create(sdk, user("more"), previous_response_id=answer.id)
-
-
-async def test_responses_belong_to_a_caller(make_gateway: Any, keys: Keys) -> None:
-    owner, other = keys.create("a"), keys.create("b")
-    gateway = await make_gateway(security=keys.security())
-    async with AsyncOpenAI(base_url=gateway.base_url, api_key=owner, max_retries=0) as sdk:
-        first = await create(sdk, user("hello"), **PREWARM)
-        stranger = sdk.with_options(api_key=other)
-        with pytest.raises(openai.BadRequestError) as lost:
-            await create(stranger, user("more"), previous_response_id=first.id)
-        assert lost.value.code == "previous_response_not_found"
-        with pytest.raises(openai.AuthenticationError):
-            await create(sdk.with_options(api_key="wrong"), user("hello"), **PREWARM)
-        await create(sdk, user("more"), previous_response_id=first.id)
 
 
 async def test_what_is_stored_is_bounded_and_forgotten(make_gateway: Any, tiny_model: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 from fastapi import APIRouter
 from openai import AsyncOpenAI
 
-from examples.demo.over_http import ask_over_http, curl_command
+from examples.demo.over_http import again, ask_over_http, curl_command
 from examples.demo.view import LinesView
 from stream2llm.api.errors import InternalError, UnavailableError
+from stream2llm.cluster.config import ClusterConfig
 from stream2llm.gateway.connections import MAX_HEAD_BYTES, BoundedProtocol
+from tests.command_lines import parse
 from tests.gateway_ring import GatewayRing
 from tests.polling import eventually
 from tests.router_ring import a_ring, soon
@@ -263,6 +265,25 @@ async def test_curl_streams_an_answer(gateway: GatewayRing) -> None:
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_the_demo_s_last_lines_start_a_cluster_and_ask_its_gateway(
+    gateway: GatewayRing,
+) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    config = ClusterConfig.model_validate(
+        {"served_model_name": "tiny", "gateway": {"host": host, "port": int(port)}}
+    )
+    title, up, curl = again(config).splitlines()
+    assert title == "Again, in two terminals:"
+    program, *words = shlex.split(up)
+    assert program == ".venv/bin/stream2llm"
+    parse(words)
+    asked = await asyncio.create_subprocess_exec(
+        *shlex.split(curl), "--noproxy", "*", stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await soon(asked.communicate())
+    assert json.loads(output)["choices"][0]["message"]["content"]
 
 
 async def test_the_demo_shows_its_command_and_what_comes_back(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ async def test_chats_and_completions(
     seen, lost, left = await lost_in_the_middle(rings, events, text_of)
     assert whole_text(seen, text_of) == whole_text(expected, text_of) == ANSWER
     assert seen[-2].choices[0].finish_reason == "stop"
+    assert (expected[-2].stream2llm, seen[-2].stream2llm) == ({"restarts": 0}, {"restarts": 1})
     assert seen[-1].usage.total_tokens == expected[-1].usage.total_tokens
     begun = lost.record.sequence
     assert left.record.sequence[: len(begun)] == begun
@@ -129,6 +131,23 @@ async def test_a_response_to_a_prompt(rings: Rings, sdk: AsyncOpenAI) -> None:
     stream = await sdk.responses.create(model="tiny", input=HELLO, stream=True)
     seen, _, _ = await lost_in_the_middle(rings, aiter(stream), response_text)
     check_response(seen)
+    assert seen[-1].response.stream2llm == {"restarts": 1}
+
+
+async def test_whole_answers_say_so_too(rings: Rings, sdk: AsyncOpenAI) -> None:
+    for create, prompt in (
+        (sdk.chat.completions.create, {"messages": MESSAGES}),
+        (sdk.completions.create, {"prompt": HELLO, "max_tokens": 64}),
+        (sdk.responses.create, {"input": HELLO}),
+    ):
+        done: Any = await create(model="tiny", **prompt)
+        assert done.stream2llm == {"restarts": 0}
+    rings.hold()
+    asking = asyncio.ensure_future(sdk.chat.completions.create(model="tiny", messages=MESSAGES))
+    await rings.lose()
+    resumed: Any = await soon(asking)
+    assert resumed.choices[0].message.content == ANSWER
+    assert resumed.stream2llm == {"restarts": 1}
 
 
 async def test_a_response_of_a_lane(rings: Rings, sdk: AsyncOpenAI) -> None:
