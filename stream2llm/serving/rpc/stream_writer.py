@@ -36,6 +36,10 @@ class StreamWriter:
         # Of a `settle` that waits for `write_uncancelled`.
         self._written: asyncio.Event | None = None
 
+    async def begin(self) -> None:
+        """Sends empty initial metadata, ahead of the first message; raises PeerGoneError."""
+        await self._send(self._context.send_initial_metadata(()))
+
     async def write(self, message: Any) -> None:
         """Returns when gRPC has taken the message; raises PeerGoneError."""
         await self._send(self._context.write(message))
