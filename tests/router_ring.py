@@ -91,6 +91,13 @@ class Conversation:
             if kind in (None, name):
                 return getattr(message, name)
 
+    async def deltas(self, num_tokens: int) -> list[Any]:
+        """The next deltas that together have so many tokens, however these travelled."""
+        found: list[Any] = []
+        while sum(len(delta.token_ids) for delta in found) < num_tokens:
+            found.append(await self.next("delta"))
+        return found
+
     async def rest(self) -> list[Any]:
         """Every message up to the end of the RPC."""
         messages = []

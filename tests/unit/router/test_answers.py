@@ -231,7 +231,8 @@ async def test_a_character_may_span_the_two_workers(make_ring: Any) -> None:
     ring.brain.script = [*euro, euro[0], EOS]
     answered = await ring.answer_to(prefix="hello")
     assert answered.text == "€\ufffd"
-    assert [delta.text for delta in answered.deltas][:3] == ["", "", "€"]
+    shown = [delta.text for delta in answered.deltas if delta.text]
+    assert shown[0].startswith("€")  # and no piece of it before, however tokens travelled
 
 
 async def test_logprobs_come_with_the_tokens_text(ring: Ring) -> None:

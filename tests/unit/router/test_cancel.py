@@ -59,8 +59,7 @@ async def in_mid_decode(ring: Ring, session: Conversation) -> None:
     ring.decode.hold_after_steps = 2
     await session.open("hello")
     await session.seal()
-    for _ in range(3):
-        await session.next("delta")
+    await session.deltas(3)
 
 
 MOMENTS: list[Moment] = [

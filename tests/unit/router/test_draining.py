@@ -196,9 +196,8 @@ async def decoding(ring: Ring, num_steps: int) -> tuple[Conversation, list[int],
         worker.decode.hold_after_steps = num_steps
     session = await opened(ring)
     await session.seal()
-    tokens: list[int] = []
-    for _ in range(1 + num_steps):
-        tokens += (await session.next("delta")).token_ids
+    deltas = await session.deltas(1 + num_steps)
+    tokens: list[int] = [token for delta in deltas for token in delta.token_ids]
 
     async def asked() -> list[FakeWorker]:
         return [worker for worker in ring.workers if worker.decode.requests]

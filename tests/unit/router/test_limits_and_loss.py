@@ -208,8 +208,7 @@ async def test_without_another_one_a_prefill_worker_lost_in_the_hand_over_fails_
 async def test_a_prefill_worker_lost_after_the_hand_over_is_nobodys_loss(ring: Ring) -> None:
     ring.decode.hold_after_steps = 1
     session = await ring.asked("hello", sampling=pb.SamplingParameters(max_tokens=4))
-    for _ in range(2):
-        await session.next("delta")
+    await session.deltas(2)
     await ring.worker("prefill").kill()
     ring.decode.may_step.set()
     ring.decode.hold_after_steps = None
@@ -219,8 +218,7 @@ async def test_a_prefill_worker_lost_after_the_hand_over_is_nobodys_loss(ring: R
 async def test_without_another_decode_worker_a_lost_one_fails_its_sessions(ring: Ring) -> None:
     ring.decode.hold_after_steps = 1
     session = await ring.asked("hello")
-    for _ in range(2):
-        await session.next("delta")
+    await session.deltas(2)
     await ring.worker("decode").kill()
     error = await session.failure()
     assert reason_of(error) == "WORKER_LOST"

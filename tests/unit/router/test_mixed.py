@@ -100,7 +100,7 @@ async def test_a_lost_worker_s_answer_goes_on_at_the_other_one(two: Ring) -> Non
     lost = await holder(two)
     (other,) = [worker for worker in two.workers if worker is not lost]
     other.prefill.hold_after_steps = None
-    before = [(await session.next("delta")).token_ids[0] for _ in range(3)]
+    before = [token for delta in await session.deltas(3) for token in delta.token_ids]
     await lost.kill()
     answered = await session.answer()
     answered.token_ids[:0] = before
@@ -116,7 +116,7 @@ async def test_an_answer_that_is_too_long_for_a_drain_leaves(two: Ring) -> None:
     drained = await holder(two)
     (other,) = [worker for worker in two.workers if worker is not drained]
     other.prefill.hold_after_steps = None
-    before = [(await session.next("delta")).token_ids[0] for _ in range(4)]
+    before = [token for delta in await session.deltas(4) for token in delta.token_ids]
 
     async def is_held() -> bool:
         return not drained.prefill.may_step.is_set()
@@ -164,8 +164,7 @@ async def test_a_long_prompt_goes_past_a_mixed_worker_with_answers_under_way(
     mixed = ring.worker("mixed")
     mixed.prefill.hold_after_steps = 1
     first = await begun(ring)
-    await first.next("delta")
-    await first.next("delta")
+    await first.deltas(2)
     waiting = ring.converse()
     await waiting.open("one two ", sampling=SAMPLING)
     await waiting.next("accepted")

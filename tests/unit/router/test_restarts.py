@@ -194,7 +194,7 @@ async def test_a_lost_decode_worker_shows_at_no_token_of_the_answer(
     for worker in pairs.workers:
         worker.decode.hold_after_steps = num_before - 1
     session = await pairs.asked("begin", sampling=SAMPLING, handover=mode)
-    deltas = [await session.next("delta") for _ in range(num_before)]
+    deltas = await session.deltas(num_before)
     victim = await decode_of(pairs)
     await victim.kill()
     for worker in pairs.workers:
@@ -290,7 +290,7 @@ async def test_an_answer_waits_for_the_only_decode_worker_before_it_is_computed_
     ring = ring_that_recovers
     ring.decode.hold_after_steps = 2
     session = await ring.asked("begin", sampling=SAMPLING)
-    deltas = [await session.next("delta") for _ in range(3)]
+    deltas = await session.deltas(3)
     await ring.worker("decode").kill()
     while (await session.next("progress")).restarts == 0:
         pass
@@ -395,8 +395,7 @@ async def test_an_answer_too_long_for_prefill_is_not_tried(make_ring: Any) -> No
     session = await ring.opened(sampling=pb.SamplingParameters(max_tokens=30, ignore_eos=True))
     await session.append(pb.Document(token_ids=pb.TokenIds(ids=[70] * 14)))
     await session.seal()
-    for _ in range(6):
-        await session.next("delta")
+    await session.deltas(6)
     await (await decode_of(ring)).kill()
     error = await failure(session)
     assert error.reason == "WORKER_LOST"
