@@ -207,7 +207,7 @@ class FetchSessions:
         Raises UnavailableError when it is not open, or its newest fetch is another one.
         """
         session = self._open.get(session_id)
-        tokens = session and session.first_tokens(num_tokens, num_fetches)
+        tokens = None if session is None else session.first_tokens(num_tokens, num_fetches)
         if tokens is None:
             raise UnavailableError(
                 f"not the state of session {session_id!r} after fetch {num_fetches}",

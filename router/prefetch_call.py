@@ -67,7 +67,7 @@ class PrefetchCall:
         # must not mistake for the cancellation of its session.
         self._is_given_up = False
         self._call.add_done_callback(self._note_end)
-        # The sequence as the worker knows it, and how many times it was sent another one.
+        # The sequence as the worker knows it, and how many fetches it has been asked for.
         self._sequence, self._num_fetches = as_tokens([]), 0
         # One message at a time; an abort may come while a fetch is being written.
         self._writing = asyncio.Lock()
@@ -103,9 +103,10 @@ class PrefetchCall:
     async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
         keep = common_prefix_len(self._sequence, tokens)
         fetch = pb.FetchKv(keep_tokens=keep, token_ids=to_bytes(tokens[keep:]), handover=handover)
+        # Already: an answer that begins now is opened behind the fetch.
+        self._sequence, self._num_fetches = tokens, self._num_fetches + 1
         try:
             await self._send(fetch)
-            self._sequence, self._num_fetches = tokens, self._num_fetches + 1
             return await anext(self._responses)
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -16,7 +16,7 @@ import grpc
 
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.api.grpc_options import server_options
-from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA, NO_FETCHED_TOKENS
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
@@ -285,6 +285,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         self.prompts: list[list[int]] = []
         # The tokens that the RPCs of fetches know, and how many fetches they have had.
         self._known: dict[str, tuple[list[int], int]] = {}
+        # Whether it refuses prompts that it should know, and how many it has refused.
+        self.has_forgotten, self.num_refused = False, 0
         # What the RPCs carried, in the order of their beginnings.
         self.metadata: list[dict[str, str]] = []
         self.released: list[Any] = []
@@ -322,11 +324,12 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
 
     @writes
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        self.requests.append(request)
-        self.prompts.append(self._prompt_of(request))
-        self.metadata.append(dict(context.invocation_metadata()))
-        self.called.set()
         try:
+            prompt = self._prompt_of(request)
+            self.prompts.append(prompt)
+            self.requests.append(request)
+            self.metadata.append(dict(context.invocation_metadata()))
+            self.called.set()
             await self.may_accept.wait()
             if request.refuse_when_full:
                 self.sessions.require_open()
@@ -338,7 +341,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
             if self.late_rejection is not None:
                 await context.abort_with_status(to_status(self.late_rejection))
             with _session(self.sessions):
-                async for step in self._steps(request):
+                async for step in self._steps(request, prompt):
                     yield worker_pb2.DecodeResponse(step=step)
         except UnavailableError as error:
             await context.abort_with_status(to_status(error))
@@ -390,12 +393,14 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         if not request.keep_tokens:
             return tokens
         known, num_fetches = self._known[request.fetch_session_id]
-        assert num_fetches == request.num_fetches
+        if num_fetches != request.num_fetches or self.has_forgotten:
+            self.num_refused += 1
+            raise UnavailableError("other fetches", reason=NO_FETCHED_TOKENS)
         assert request.keep_tokens <= len(known)
         return known[: request.keep_tokens] + tokens
 
-    async def _steps(self, request: Any) -> AsyncIterator[Any]:
-        sequence, sampling = self._prompt_of(request), request.sampling
+    async def _steps(self, request: Any, prompt: list[int]) -> AsyncIterator[Any]:
+        sequence, sampling = list(prompt), request.sampling
         index, num_steps = request.answer_tokens, 0
         while not self.ends_without_reason:
             if num_steps == self.hold_after_steps:

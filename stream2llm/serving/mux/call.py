@@ -1,7 +1,7 @@
 """A call at the side that has opened it, with what our code uses of a call of grpc.aio.
 
-A writer that is cancelled cancels the call, as there: nobody else would know whether the message
-goes out. A reader that is cancelled leaves the call as it is.
+A writer that is cancelled cancels the call, as there: otherwise its message might go out, or not.
+A reader that is cancelled leaves the call as it is.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from stream2llm.serving.mux.flow import ProtocolError
 from stream2llm.serving.mux.sender import Sender
 from stream2llm.serving.mux.statuses import cancelled_here, entries, status
 
-Encode, Decode = Callable[[Any], bytes], Callable[[bytes], Any]
+Encode = Callable[[Any], bytes]
+Decode = Callable[[bytes], Any]
 
 
 class MuxChannel:

@@ -1,7 +1,7 @@
 """Flow control of one call in one direction, and its messages from their pieces. Pure.
 
 A sender begins a message while it has credit, however long the message is; the receiver gives
-credit back when its reader takes messages. So a call whose reader is slow holds up nobody else,
+credit back when its reader takes messages. So a call whose reader is slow holds up no other,
 and holds at most a window and one message.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from stream2llm.api.v1.worker_pb2 import Frame
 
-# Of a message that is not sent whole, at most.
+# A message that is longer goes in pieces of this size, or less.
 _MOST_PIECE_BYTES = 65_536
 # No more frames are added to a batch of so many bytes, at most.
 _MOST_BATCH_BYTES = 262_144
@@ -53,7 +53,7 @@ class Outbox:
         self._batch_bytes = min(_MOST_BATCH_BYTES, max_message_bytes // 2)
         # In order; the number of a call with a long message stands for the next of its frames.
         self._waiting: deque[_Entry | int] = deque()
-        # Of those calls: what is left of the message, and what follows it.
+        # What is left of the message of each of those calls, and what follows it.
         self._long: dict[int, deque[_Entry]] = {}
         self.num_bytes = 0
 

@@ -49,6 +49,7 @@ class ServedCall:
         self._inbox: deque[bytes] = deque()
         self._has_news = asyncio.Event()
         self._is_half_closed = self._is_cancelled = self._has_ended = False
+        self._is_task_cancelled = False
         self._handler: Any = None
         # Serves the call.
         self.task: asyncio.Task[None]
@@ -98,7 +99,11 @@ class ServedCall:
             self._has_news.set()
             # Behind the step that a message in the same batch has made ready, or the opening: a
             # task that is cancelled before its first step does not run at all.
-            asyncio.get_running_loop().call_soon(self.task.cancel)
+            asyncio.get_running_loop().call_soon(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        self._is_task_cancelled = True
+        self.task.cancel()
 
     # -- the context that the handler gets --------------------------------------------
 
@@ -144,8 +149,15 @@ class ServedCall:
         return self
 
     async def __anext__(self) -> Any:
-        """The next request; raises InvalidRequestError for bytes that are none."""
-        await self._until(lambda: bool(self._inbox) or self._is_half_closed or self._is_cancelled)
+        """The next request; raises InvalidRequestError for bytes that are none.
+
+        A peer that has left ends the stream no earlier than the handler is cancelled.
+        """
+        while not (self._inbox or self._is_half_closed):
+            if self._is_task_cancelled:
+                raise PeerGoneError
+            self._has_news.clear()
+            await self._has_news.wait()
         if not self._inbox:
             raise StopAsyncIteration
         data = self._inbox.popleft()

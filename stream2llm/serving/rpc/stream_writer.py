@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 
+from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.rpc_status import abort
 
@@ -39,6 +40,10 @@ class StreamWriter:
     async def begin(self) -> None:
         """Sends empty initial metadata, ahead of the first message; raises PeerGoneError."""
         await self._send(self._context.send_initial_metadata(()))
+
+    async def begin(self, metadata: Metadata) -> None:
+        """Sends initial metadata ahead of the first message; raises PeerGoneError."""
+        await self._send(self._context.send_initial_metadata(metadata))
 
     async def write(self, message: Any) -> None:
         """Returns when gRPC has taken the message; raises PeerGoneError."""

@@ -210,6 +210,7 @@ async def test_a_cancelled_call_ends_its_handler_alone() -> None:
             await soon(reading)
         await other.write(b"still here")
         assert await soon(anext(other)) == b"still here"
+        await eventually(_now(lambda: len(ended)), bool, 30)
         assert ended == [b"one"]
         assert not one.cancel()
 

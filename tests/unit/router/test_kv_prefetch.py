@@ -11,6 +11,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.structured_output import refused
 from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.serving.sessions.token_bytes import num_tokens
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
@@ -68,6 +69,33 @@ async def test_at_the_seal_nothing_is_fetched_ahead(ring: Ring) -> None:
     assert not any(splice.stable_tokens for splice in ring.record.splices)
     assert not ring.decode.requests[0].fetch_session_id
     assert not ring.decode.requests[0].refuse_when_full
+
+
+async def fetched(ring: Ring) -> Conversation:
+    """A session whose first document decode has fetched."""
+    session = await streaming(ring, prefix="one")
+    await session.append("two three four five")
+    await soon(ring.decode.fetch_called.wait())
+    return session
+
+
+async def test_decode_gets_what_it_has_fetched_no_second_time(ring: Ring) -> None:
+    answered = await (await fetched(ring)).finish()
+    (request,) = ring.decode.requests
+    assert request.keep_tokens > 1
+    assert request.keep_tokens + num_tokens(request.token_ids) == len(ring.record.sequence) + 1
+    assert ring.decode.prompts == [[*ring.record.sequence, answered.token_ids[0]]]
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+
+
+async def test_a_worker_that_does_not_know_what_it_has_fetched_gets_all(ring: Ring) -> None:
+    ring.decode.has_forgotten = True
+    answered = await (await fetched(ring)).finish()
+    assert ring.decode.num_refused == 1
+    (request,) = ring.decode.requests
+    assert request.keep_tokens == 0
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert not ring.decode.released
 
 
 async def test_an_offer_of_tokens_that_have_changed_is_released(
