@@ -14,10 +14,11 @@ import gc
 # one. Python's defaults are (700, 10, 10): a few events of sessions, nearly all of whose
 # objects are freed without the collector. A collection of 10,000 young objects takes a
 # third of a millisecond where few survive; of those that all survive, as when many sessions
-# open, 0.15 ms a thousand on an idle core. A middle one looks at three or four times as many
-# as a young one, which so stays below ten milliseconds. Cycles, which alone need the collector,
-# come with errors and cancelled tasks: those of ten million objects may wait.
-THRESHOLDS = (10_000, 2, 333)
+# open, 0.15 ms a thousand on an idle core and 0.7 on a busy one. A middle one looks at three
+# or four times as many as a young one, and so stays below ten milliseconds. Cycles, which
+# alone need the collector, come with errors and cancelled tasks: those of ten million objects
+# may wait.
+THRESHOLDS = (4_000, 2, 833)
 
 
 def settle() -> None:
