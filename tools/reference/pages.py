@@ -106,7 +106,9 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     GatewayMetrics(gateway.registry)
     controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
     ControllerMetrics(controller.registry)
-    every = metrics.Group("Router, every worker, gateway and controller", "Of the process itself.")
+    every = metrics.Group(
+        "Router, every worker, gateway and controller", "What the process itself does."
+    )
     every.registry.register(GcPauses(SystemClock()))
     tls = metrics.Group("Every process with TLS", "The certificate files that it uses.")
     tls.registry.register(TlsMetrics(_certificates(folder)))
