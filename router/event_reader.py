@@ -84,7 +84,8 @@ class EventReader:
             return
         credit = asyncio.create_task(self._live.wait_for_credit())
         try:
-            await asyncio.wait({credit, self._coming}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {credit, self._coming}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not _is_seal(self._coming):
                 await credit
         finally:

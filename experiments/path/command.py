@@ -64,7 +64,7 @@ _TITLES = {
 _MOST_US = {TOKEN: 40.0, IDS: 250.0, TEXT: 400.0, SESSION: 1300.0}
 _MOST_TIMES_MULTIPLEXED = 1.2
 _MOST_PAUSE_MS = 10.0
-# Of an open session, beyond a null stream.
+# An open session may take so much more than a null stream.
 _MOST_KIB = 16.0
 
 

@@ -139,10 +139,8 @@ class Session:
 
         def is_prefilled(message: Any) -> bool:
             figures = message.progress
-            return (
-                figures.last_sequence >= sent
-                and figures.prefilled_tokens == figures.received_tokens - 1
-            )
+            has_all = figures.prefilled_tokens == figures.received_tokens - 1
+            return bool(has_all and figures.last_sequence >= sent)
 
         await self.until(is_prefilled)
 

@@ -201,6 +201,9 @@ async def _look(lab: Lab, num_sessions: int) -> Open:
 
 
 def kib_each(found: Sequence[Open]) -> float:
-    """What an open one takes, from the first number of them to the last."""
-    first, last = found[0], found[-1]
-    return (last.rss_kib - first.rss_kib) / (last.num_sessions - first.num_sessions)
+    """What an open one takes, from the last number of them but one to the last.
+
+    The first ones take what the start of the process has left free.
+    """
+    before, last = found[-2:]
+    return (last.rss_kib - before.rss_kib) / (last.num_sessions - before.num_sessions)

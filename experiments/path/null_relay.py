@@ -2,7 +2,7 @@
 
 `/null/Relay` reads a stream of its own from the worker for each client. `/null/Multiplexed`
 reads one stream for all clients, with one message for each step of the engine. Messages are
-bytes that nobody parses; those of the multiplexed stream are (client, token) pairs.
+bytes that are not parsed; those of the multiplexed stream are (client, token) pairs.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class NullWorker:
             await context.write(_MESSAGE)
 
     async def _steps(self, _request: bytes, context: Any) -> None:
-        everybody = b"".join(_PAIR.pack(client, 1) for client in range(self.num_clients))
+        a_step = b"".join(_PAIR.pack(client, 1) for client in range(self.num_clients))
         for step in range(1, self.num_steps):
             await self._pace.wait(step)
-            await context.write(everybody)
+            await context.write(a_step)
 
 
 class NullClient:

@@ -37,6 +37,7 @@ from stream2llm.serving.sessions.answer_use import AnswerUses
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.settings.worker_spec import WorkerStatus
 from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.gc_pauses import GcPauses
 from stream2llm.serving.system.loop_lag import LoopLag
 from tools.reference import commands, configuration, http, metrics, protos
 from tools.reference.markdown import page
@@ -108,6 +109,10 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     GatewayMetrics(gateway.registry)
     controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
     ControllerMetrics(controller.registry)
+    every = metrics.Group(
+        "Router, every worker, gateway and controller", "What the process itself does."
+    )
+    every.registry.register(GcPauses(SystemClock()))
     tls = metrics.Group("Every process with TLS", "The certificate files that it uses.")
     tls.registry.register(TlsMetrics(_certificates(folder)))
     tracing = metrics.Group(
@@ -116,7 +121,10 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     SpanCounter(tracing.registry)
     calls = metrics.Group("Every process", "Callers that were not admitted (security.md).")
     calls.registry.register(_access_metrics(folder))
-    return [router, gateway, worker, prefill, decode, answers, controller, tls, tracing, calls]
+    return [
+        *(router, gateway, worker, prefill, decode, answers),
+        *(controller, every, tls, tracing, calls),
+    ]
 
 
 def _access_metrics(folder: Path) -> AccessMetrics:

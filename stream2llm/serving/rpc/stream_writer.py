@@ -34,7 +34,7 @@ class StreamWriter:
         self._context = context
         self._pending: asyncio.Future[None] | None = None
         self._is_writing = False
-        # Of a `settle` that waits for `write_uncancelled`.
+        # Set by `write_uncancelled` for a `settle` that waits for it.
         self._written: asyncio.Event | None = None
 
     async def begin(self) -> None:
@@ -50,7 +50,7 @@ class StreamWriter:
         await self._send(self._context.write(message))
 
     async def write_uncancelled(self, message: Any) -> None:
-        """As `write`, for a task that nobody cancels meanwhile."""
+        """As `write`, for a task that is not cancelled meanwhile."""
         self._is_writing = True
         try:
             await self._context.write(message)

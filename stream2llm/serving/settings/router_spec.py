@@ -25,7 +25,7 @@ DEFAULT_DRAIN_TIMEOUT_S = 30.0
 class RouterLimits(FrozenModel):
     """Limits of one router. Requests beyond them are refused with an error that names the limit."""
 
-    max_open_sessions: int = Field(default=1024, ge=1)
+    max_open_sessions: int = Field(default=10_000, ge=1)
     """Maximum sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
     max_session_tokens: int = Field(default=2_000_000, ge=1)
     """Maximum tokens a session may send over its whole life, replaced documents included."""

@@ -13,10 +13,12 @@ import gc
 # Allocations per young collection; young collections per middle one; middle ones per full
 # one. Python's defaults are (700, 10, 10): a few events of sessions, nearly all of whose
 # objects are freed without the collector. A collection of 10,000 young objects takes a
-# third of a millisecond, one of 100,000 that all survived took 15, and mostly few did.
-# Cycles, which alone need the collector, come with errors and cancelled tasks: those of
-# ten million objects may wait.
-THRESHOLDS = (10_000, 10, 100)
+# third of a millisecond where few survive; of those that all survive, as when many sessions
+# open, 0.15 ms a thousand on an idle core and 0.7 on a busy one. A middle one looks at three
+# or four times as many as a young one, and so stays below ten milliseconds. Cycles, which
+# alone need the collector, come with errors and cancelled tasks: those of ten million objects
+# may wait.
+THRESHOLDS = (4_000, 2, 833)
 
 
 def settle() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from stream2llm.serving.system.clock import Clock
 
@@ -64,7 +63,7 @@ class GcPauses(Collector):
 def _cumulated(counts: list[int]) -> list[tuple[str, float]]:
     total = 0
     buckets = []
-    for bound, count in zip((*_BUCKETS_S, float("inf")), counts, strict=True):
+    for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), counts, strict=True):
         total += count
-        buckets.append((floatToGoString(bound), float(total)))
+        buckets.append((bound, float(total)))
     return buckets

@@ -61,6 +61,7 @@ async def test_a_session_s_spans_continue_the_client_s_trace(
     traced: Callable[..., Any], collector: tuple[Collector, str]
 ) -> None:
     ring = await traced(script=[50, 51, 52])
+    ring.prefill.offers_blocks_of = 2
     answer = await answered(ring, CLIENT, handover=pb.HANDOVER_MODE_STREAMED)
     (session,) = (await sent(ring, collector[0]))["session"]
     spans = collector[0].spans
