@@ -32,7 +32,7 @@ _MAX_SAMPLES = 1 << 20
 
 
 def can_be_sampled(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> bool:
-    """Whether digests cover this engine's KV: one group of full attention, no split of layers or tokens.
+    """Whether digests cover this engine's KV: layers of one form, no split of layers or tokens.
 
     The other side of a transfer can tell from model and transfer parameters. Raises ValueError
     for a split that these do not show.
@@ -43,7 +43,9 @@ def can_be_sampled(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> b
         raise _unsupported("prefill_context_parallel_size is above 1")
     is_split = parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1
     is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
-    return is_plain and not is_split
+    # The scheduler's copy of the configuration has the spec of one layer for all, but a tensor
+    # for the layers of each form.
+    return is_plain and len(kv_cache_config.kv_cache_tensors) <= 1 and not is_split
 
 
 def first_head(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, tp_rank: int) -> int:
