@@ -56,8 +56,6 @@ class PrefillEngine:
     num_kv_blocks: int
     # Groups of layers, each with its own list of block ids.
     num_groups: int
-    # Layers with a sliding window keep fewer blocks than the tokens fill.
-    may_keep_fewer: bool
     # Size of a digest; 0: the engine's hand-overs have none.
     digest_bytes_per_block: int = 0
 
@@ -76,12 +74,10 @@ class KnownEngines:
         digest: bytes = b"",
         block_size: int,
         num_kv_blocks: int,
-        may_keep_fewer: bool,
     ) -> Transfer:
         """Returns the transfer parameters of an engine's first hand-over, and remembers the engine.
 
-        The engine's sizes come with the address that the control plane gave;
-        `may_keep_fewer` is a property of the model, which both engines have.
+        The engine's sizes come with the address that the control plane gave.
         """
         params = parse_handover(raw)
         num_blocks = sum(map(len, params["remote_block_ids"]))
@@ -95,7 +91,6 @@ class KnownEngines:
             block_size=block_size,
             num_kv_blocks=num_kv_blocks,
             num_groups=len(params["remote_block_ids"]),
-            may_keep_fewer=may_keep_fewer,
             digest_bytes_per_block=len(digest) // num_blocks,
         )
         _check_against(params, engine)
@@ -193,8 +188,7 @@ def _check_against(params: Transfer, engine: PrefillEngine) -> None:
         highest = max(block_ids)
         if highest > engine.num_kv_blocks:
             raise _bad("remote_block_ids", f"has {highest}, the last is {engine.num_kv_blocks}")
-        is_fewer = len(block_ids) < num_blocks and not engine.may_keep_fewer
-        if len(block_ids) > num_blocks or is_fewer:
+        if len(block_ids) != num_blocks:
             raise _bad(
                 "remote_block_ids",
                 f"has {len(block_ids)} blocks for {params['remote_num_tokens']} tokens,"

@@ -47,7 +47,6 @@ async def connect(
             digest=first.handover.kv_digest,
             block_size=peer.block_size,
             num_kv_blocks=peer.num_kv_blocks,
-            may_keep_fewer=engine.info.has_windows,
         )
         request_id = unique_id("connect")
         tokens = [*_PROMPT_TOKEN_IDS, *first.step.token_ids]

@@ -21,6 +21,11 @@ from stream2llm.serving.system.ports import pick_port
 BLOCK_SIZE = 32
 _LEASE_S = 300
 _MAX_STEPS = 100_000
+NIXL_OPTIONS = {
+    "kv_buffer_device": "cpu",
+    "kv_connector_extra_config": {"kv_lease_duration": _LEASE_S},
+    "kv_load_failure_policy": "fail",
+}
 _HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -141,20 +146,15 @@ def _engine(role: str, num_ranks: int, variables: dict[str, str]) -> Any:
     from prefill_worker.kv_transfer import kv_transfer
     from prefill_worker.local_engine import LocalEngine
 
-    nixl = {
-        "kv_buffer_device": "cpu",
-        "kv_connector_extra_config": {"kv_lease_duration": _LEASE_S},
-        "kv_load_failure_policy": "fail",
-    }
     decode = {
-        **nixl,
+        **NIXL_OPTIONS,
         "kv_connector": "FirstTokenNixlConnector",
         "kv_connector_module_path": "decode_worker.connector",
         "kv_role": "kv_consumer",
     }
     of_role: dict[str, Any] = {"kv_transfer_config": KVTransferConfig(**decode)}
     if role == "prefill":
-        config = KVTransferConfig(**kv_transfer(nixl, swaps=False))
+        config = KVTransferConfig(**kv_transfer(NIXL_OPTIONS, swaps=False))
         of_role = {"kv_transfer_config": config}
     else:
         of_role["scheduler_cls"] = "decode_worker.scheduler.DecodeScheduler"

@@ -30,6 +30,7 @@ RESERVED: Mapping[str, str] = {
     "kv_transfer_config": "`handover` and `prefill.preemption` describe how KV moves",
     "additional_config": "it carries our settings into the engine",
     "logits_processors": "penalties on the first token need ours",
+    "disable_hybrid_kv_cache_manager": "layers with a window keep their KV: updates may need it",
     "enable_log_requests": "the router logs sessions, the engine none of their text",
     "otlp_traces_endpoint": "`observability.tracing` says where traces go",
 }

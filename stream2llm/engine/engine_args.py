@@ -19,18 +19,40 @@ from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
 class WorkerEngineArgs(AsyncEngineArgs):
-    """vLLM's arguments, and the processors that count the answer's tokens in the prompt.
+    """vLLM's arguments, and what every engine of ours has beside them.
 
-    vLLM decides which model runner it uses while it makes the configuration, and each takes
-    logits processors of its own kind.
+    Layers with a window keep the KV of all tokens, as the others do: vLLM would free what the
+    window has passed, and an update may cut a session anywhere. So there is one block table.
+
+    Logits processors count the answer's tokens in the prompt. vLLM decides which model runner it
+    uses while it makes the configuration, and each takes processors of its own kind.
     """
 
     def create_engine_config(self, *args: Any, **kwargs: Any) -> VllmConfig:
-        """Returns vLLM's configuration; raises vLLM's errors."""
+        """Returns vLLM's configuration; raises vLLM's errors, and ValueError for models that we refuse."""
+        self.disable_hybrid_kv_cache_manager = True
         config = super().create_engine_config(*args, **kwargs)
+        _require_kv_of_all_tokens(config)
         of_v1, of_v2 = [AnswerPenalty, AnswerBadWords], [v2.AnswerPenalty, v2.AnswerBadWords]
         config.model_config.logits_processors = of_v2 if config.use_v2_model_runner else of_v1
         return config
+
+
+def _require_kv_of_all_tokens(config: VllmConfig) -> None:
+    """Raises ValueError for a model whose layers do not all have KV that can be cut anywhere."""
+    model = config.model_config
+    if model.is_hybrid or model.is_attention_free:
+        raise ValueError(
+            f"{model.architecture} has state-space layers: their state holds the whole context, and"
+            " cannot go back to where an update changed it"
+        )
+    window = config.cache_config.sliding_window
+    if window:
+        raise ValueError(
+            f"every layer of {model.architecture} has a window of {window} tokens, and vLLM frees"
+            " their KV behind it; an engine with disable_sliding_window: true takes contexts of up"
+            " to that length"
+        )
 
 
 def nixl_options(spec: WorkerSpec) -> dict[str, Any]:

@@ -62,8 +62,6 @@ class EngineInfo:
     num_kv_blocks: int
     block_size: int
     vocab_size: int
-    # Some layers attend to, and keep, only a window of the context.
-    has_windows: bool = False
 
 
 class Engine:
@@ -129,9 +127,6 @@ class Engine:
             num_kv_blocks=config.cache_config.num_gpu_blocks - 1,  # one is vLLM's null block
             block_size=config.cache_config.block_size,
             vocab_size=model.get_vocab_size(),
-            has_windows=bool(
-                model.get_sliding_window() or model.attention_chunk_size or model.is_hybrid
-            ),
         )
 
     @property

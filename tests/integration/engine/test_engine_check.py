@@ -20,6 +20,7 @@ from stream2llm.engine.engine_args import engine_args
 from stream2llm.engine.model_runner import runner_environment
 from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
+from tests.model_families import FAMILIES, write_config
 
 GOOD = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 2048}
 
@@ -77,6 +78,21 @@ def test_values_that_vllm_refuses(
     with pytest.raises(Exception) as caught:
         check(launches(model, **engine)[role].spec)
     assert re.search(said, _in_words(caught.value))
+
+
+@pytest.mark.parametrize("name", ["Mistral 7B v0.1", "Falcon H1"])
+def test_models_whose_kv_cannot_be_cut_are_refused(name: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == name)
+    write_config(family, tmp_path)
+    for role, check in (("prefill", check_prefill), ("decode", check_decode)):
+        with pytest.raises(ValueError, match=family.refusal):
+            check(launches(tmp_path, max_model_len=512)[role].spec)
+
+
+def test_a_window_that_no_context_exceeds_is_none(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "Mistral 7B v0.1")
+    write_config(family, tmp_path)
+    check_prefill(launches(tmp_path, max_model_len=64, disable_sliding_window=True)["prefill"].spec)
 
 
 def test_our_scheduler_is_asked_too(model: Path) -> None:

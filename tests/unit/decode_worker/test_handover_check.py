@@ -47,14 +47,13 @@ def a_handover(**changes: Any) -> str:
     return json.dumps({k: v for k, v in {**whole, **changes}.items() if v is not MISSING})
 
 
-def known(*names: str, may_keep_fewer: bool = False, capacity: int = 10) -> KnownEngines:
+def known(*names: str, capacity: int = 10) -> KnownEngines:
     engines = KnownEngines(capacity)
     for name in names or ("engine-1",):
         engines.learn(
             a_handover(remote_engine_id=name),
             block_size=BLOCK_SIZE,
             num_kv_blocks=NUM_BLOCKS,
-            may_keep_fewer=may_keep_fewer,
         )
     return engines
 
@@ -117,11 +116,11 @@ def test_what_cannot_be_is_refused_with_its_key(key: str, value: Any) -> None:
     assert key in caught.value.message
 
 
-def test_layers_with_a_window_may_keep_fewer_blocks_and_never_more() -> None:
-    engines = known(may_keep_fewer=True)
-    assert engines.check(a_handover(remote_block_ids=[[1]]), 1)
-    with pytest.raises(InvalidRequestError, match="has 3 blocks for 40 tokens, which fill 2"):
-        engines.check(a_handover(remote_block_ids=[[1, 2, 3]]), 3)
+@pytest.mark.parametrize("block_ids", [[1], [1, 2, 3]])
+def test_there_are_as_many_blocks_as_the_tokens_fill(block_ids: list[int]) -> None:
+    num_blocks = len(block_ids)
+    with pytest.raises(InvalidRequestError, match=f"has {num_blocks} blocks .*, which fill 2"):
+        check(a_handover(remote_block_ids=[block_ids]), num_blocks)
 
 
 def test_blocks_and_tokens_must_be_those_of_the_rpc() -> None:
@@ -161,7 +160,6 @@ def knowing_a_digest(digest: bytes) -> KnownEngines:
         digest=digest,
         block_size=BLOCK_SIZE,
         num_kv_blocks=NUM_BLOCKS,
-        may_keep_fewer=False,
     )
     return engines
 

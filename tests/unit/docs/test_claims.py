@@ -21,6 +21,7 @@ from prefill_worker.types import RequestView
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.workload.traces.read import read_sessions
 from tests.command_lines import parse
+from tests.model_families import FAMILIES
 from tools.reference.pages import PAGES as REFERENCE
 
 ROOT = Path(__file__).parents[3]
@@ -231,6 +232,15 @@ def _value(text: str) -> str | float:
         return float(text.replace(",", ""))
     except ValueError:
         return "" if text == "unset" else text
+
+
+# -- models --------------------------------------------------------------------------
+
+
+def test_the_table_of_models_is_what_is_tried() -> None:
+    rows = [cells for head, cells in table_rows(ROOT / "docs" / "models.md") if head[0] == "model"]
+    tried = [[each.name, each.layers, "refused" if each.refusal else "works"] for each in FAMILIES]
+    assert [cells[:3] for cells in rows if set(cells[0]) != {"-"} and cells[0] != "model"] == tried
 
 
 # -- policies ------------------------------------------------------------------------
