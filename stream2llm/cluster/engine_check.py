@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from stream2llm.serving.actor.actor_shell import load
+from stream2llm.serving.actor.actor_shell import load, with_model_of_node
 from stream2llm.serving.settings.launch import Launch
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
@@ -73,7 +73,8 @@ def _verdict(launch: Launch) -> Verdict:
     if (launch.num_gpus and current_platform.is_cpu()) or current_platform.is_unspecified():
         return Verdict(launch.role, "", NO_GPU_HERE)
     try:
-        load(_BUILDERS[launch.role])(launch.spec)
+        assert isinstance(launch.spec, WorkerSpec)
+        load(_BUILDERS[launch.role])(with_model_of_node(launch.spec))
     except (
         Exception
     ) as error:  # vLLM raises various types: pydantic's, ValueError, TypeError, assertions

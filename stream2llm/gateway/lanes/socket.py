@@ -69,10 +69,10 @@ class ResponsesSocket:
         except* WebSocketDisconnect:
             pass  # the client has left while it was sent something
         finally:
-            for worker in self._workers.values():
-                await worker.lane.close()
             self._count(-self._num_waiting_chars)
             self._group.forget()
+            for worker in self._workers.values():
+                await worker.lane.close()
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         try:
