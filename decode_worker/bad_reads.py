@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from decode_worker.digest_check import BadKv, ReadCheck, is_covered
+from decode_worker.digest_check import BadKv, ReadCheck
 from stream2llm.engine.kv_sampling import find_samples
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class BadReads:
             request = requests[request_id]
             is_waiting = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
             has_failed = request_id in output.failed_recving
-            if not is_waiting or has_failed or not is_covered(request.kv_transfer_params):
+            if not is_waiting or has_failed:
                 self._check.forget(request_id)
             elif self._is_bad(request):
                 output.failed_recving.add(request_id)

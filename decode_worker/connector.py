@@ -29,7 +29,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnec
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from decode_worker.digest_check import is_covered, job_for
+from decode_worker.digest_check import job_for
 from decode_worker.fetch_orders import order_from_wire
 from decode_worker.lease_watch import STATS, Expiry, LeaseWatch, clock_offset_s
 from stream2llm.engine import side_channel
@@ -38,8 +38,8 @@ from stream2llm.engine.kv_sampling import (
     KvSampler,
     SampleMeta,
     Samples,
-    can_be_sampled,
     first_head,
+    require_covered,
 )
 from stream2llm.serving.settings.worker_options import WorkerOptions
 
@@ -71,9 +71,9 @@ class FirstTokenNixlConnector(NixlConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._config = vllm_config
         options = WorkerOptions.from_additional_config(vllm_config.additional_config)
-        self.has_digests = options.handover.kv_digest and can_be_sampled(
-            vllm_config, kv_cache_config
-        )
+        self.has_digests = options.handover.kv_digest
+        if self.has_digests:
+            require_covered(vllm_config, kv_cache_config)
         # The worker's half: jobs of reads under way, samples under way of reads that have
         # ended, and samples to report with this step; all by request.
         self._sampler: KvSampler | None = None
@@ -111,7 +111,7 @@ class FirstTokenNixlConnector(NixlConnector):
         reads = self.connector_scheduler._reqs_need_recv.items()
         for request_id, (request, block_ids, _, is_awaited) in reads:
             transfer = request.kv_transfer_params
-            if not is_awaited or not any(block_ids) or not is_covered(transfer):
+            if not is_awaited or not any(block_ids):
                 continue
             order = order_from_wire(request.sampling_params.extra_args)
             job = job_for(order, transfer, block_ids[0], size)

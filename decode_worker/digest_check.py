@@ -28,11 +28,6 @@ _MAX_NAMED = 8
 Transfer = Mapping[str, Any]
 
 
-def is_covered(transfer: Transfer) -> bool:
-    """Returns whether digests cover this hand-over: not with pipeline or decode context parallelism."""
-    return bool(transfer["pp_size"] == 1 and transfer["dcp_size"] == 1)
-
-
 def job_for(
     order: FetchOrder | FinalOrder | None, transfer: Transfer, block_ids: list[int], size: int
 ) -> SampleJob | None:

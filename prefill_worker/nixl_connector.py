@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from stream2llm.engine import side_channel
 from stream2llm.engine.kv_digest import SampleJob
-from stream2llm.engine.kv_sampling import KvSampler, SampleMeta, can_be_sampled, first_head
+from stream2llm.engine.kv_sampling import KvSampler, SampleMeta, first_head, require_covered
 from stream2llm.serving.settings.worker_options import WorkerOptions
 
 # The one job of a step.
@@ -29,9 +29,9 @@ class NixlConnector(nixl.NixlConnector):
         if self.connector_scheduler is not None:
             side_channel.install(self.connector_scheduler)
         options = WorkerOptions.from_additional_config(vllm_config.additional_config)
-        self.has_digests = options.handover.kv_digest and can_be_sampled(
-            vllm_config, kv_cache_config
-        )
+        self.has_digests = options.handover.kv_digest
+        if self.has_digests:
+            require_covered(vllm_config, kv_cache_config)
         self._config = vllm_config
         # The scheduler's half: for the step being built.
         self._job: SampleJob | None = None

@@ -18,6 +18,7 @@ from stream2llm.engine.arguments import (
     known_arguments,
     known_variables,
 )
+from stream2llm.engine.kv_digest import UNCOVERED_SPLITS
 
 # Variables of this process that do not reach a worker, which sets its own.
 _OURS_TO_SET = RESERVED_VARIABLES.keys()
@@ -80,6 +81,24 @@ def check_grammar_backends(config: ClusterConfig) -> None:
             reason="BAD_ARGUMENT",
             field=f"decode.engine.{key}",
         )
+
+
+def check_digests(config: ClusterConfig) -> None:
+    """Digests of KV cover the engines' KV; what is read of other KV would pass unchecked."""
+    if not config.has_pairs or not config.handover.kv_digest:
+        return
+    for role, part in (("prefill", config.prefill), ("decode", config.decode)):
+        for name in UNCOVERED_SPLITS:
+            size = part.engine.get(name)
+            if isinstance(size, int) and size > 1:
+                field = f"{role}.engine.{name}"
+                raise InvalidRequestError(
+                    f"{field} is {size}, and digests of KV do not cover engines that split layers or"
+                    " tokens; handover.kv_digest: false starts them without that check, so that"
+                    " wrong KV would be noticed by nothing",
+                    reason="BAD_ARGUMENT",
+                    field=field,
+                )
 
 
 def check_reasoning(config: ClusterConfig) -> None:

@@ -18,7 +18,14 @@ from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, MLAAttentionSpec
 
-from stream2llm.engine.kv_digest import NUM_SAMPLES, Part, Rows, SampleJob, places
+from stream2llm.engine.kv_digest import (
+    NUM_SAMPLES,
+    UNCOVERED_SPLITS,
+    Part,
+    Rows,
+    SampleJob,
+    places,
+)
 
 # Odd, so that neighbouring layers and heads differ; products fit 63 bits.
 _WORDS_PER_LAYER = 5
@@ -31,19 +38,17 @@ _LOW_31_BITS = (1 << 31) - 1
 _MAX_SAMPLES = 1 << 20
 
 
-def can_be_sampled(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> bool:
-    """Whether digests cover this engine's KV: one group of full attention, no split of layers or tokens.
+def require_covered(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Raises ValueError for KV that digests do not cover, as what is read of it would pass unchecked.
 
-    The other side of a transfer can tell from model and transfer parameters. Raises ValueError
-    for a split that these do not show.
+    They cover one group of full attention, and no split of layers or tokens.
     """
+    for name in UNCOVERED_SPLITS:
+        if getattr(vllm_config.parallel_config, name) > 1:
+            raise _unsupported(f"{name} is above 1")
     groups = kv_cache_config.kv_cache_groups
-    parallel = vllm_config.parallel_config
-    if parallel.prefill_context_parallel_size > 1:
-        raise _unsupported("prefill_context_parallel_size is above 1")
-    is_split = parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1
-    is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
-    return is_plain and not is_split
+    if len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec):
+        raise _unsupported("not all layers have full attention")
 
 
 def first_head(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, tp_rank: int) -> int:

@@ -28,6 +28,7 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.cluster.machine_preflight import check_cores, check_memory, check_ports
 from stream2llm.cluster.vllm_preflight import check_deterministic, check_environment
 from stream2llm.engine import arguments as engine_arguments
+from stream2llm.engine.kv_digest import UNCOVERED_SPLITS
 from stream2llm.engine.model_runner import RUNNER_VARIABLE
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.security.key_edit import create_key
@@ -49,7 +50,8 @@ def a_config(**parts: Any) -> ClusterConfig:
 def check_engines(config: ClusterConfig) -> None:
     """Runs the checks of what the engines are set by."""
     for each in preflight.checks(config, on_this_machine=False, runs_vllm=True):
-        if each.what.endswith("engine") or each.what in ("grammar backends", "reasoning"):
+        named = ("grammar backends", "reasoning", "KV digests")
+        if each.what.endswith("engine") or each.what in named:
             each.run()
 
 
@@ -418,6 +420,19 @@ def test_ranks_that_the_actor_has_no_gpu_for_are_refused(part: Any, field: str) 
 
 def test_ranks_of_a_cpu_engine_need_no_gpu() -> None:
     check_engines(a_config(decode={"engine": {"tensor_parallel_size": 2}}))
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("name", UNCOVERED_SPLITS)
+def test_engines_whose_kv_no_digest_covers_are_refused(role: str, name: str) -> None:
+    part = {role: {"engine": {name: 2}}}
+    with refused(r"is 2, and digests.*handover\.kv_digest: false", field=f"{role}.engine.{name}"):
+        check_engines(a_config(**part))
+    check_engines(a_config(handover={"kv_digest": False}, **part))
+
+
+def test_mixed_workers_alone_hand_nothing_over() -> None:
+    check_engines(a_config(mixed={"engine": {"pipeline_parallel_size": 2}}))
 
 
 @pytest.mark.parametrize(("set_by_operator", "wait_s"), [(None, "105"), ("7", "7")])
