@@ -1,9 +1,9 @@
 """Random faults on a live cluster under load: sessions served and failed, and what a fault costs.
 
-Two prefill and two decode workers on this machine (a small random Llama in float32, each
-model in a process of its own), and the crawler's and the vector search's sessions. At every
-interval one process of the cluster, drawn anew (an actor, an EngineCore, a rank, the
-controller), is killed, or stopped for up to forty seconds. Restarted answers, and as many
+Two routers, two prefill and two decode workers on this machine (a small random Llama in
+float32, each model in a process of its own), and the crawler's and the vector search's
+sessions. At every interval one process of the cluster, drawn anew (an actor, an EngineCore, a
+rank, a router, the controller), is killed, or stopped for up to forty seconds. Restarted answers, and as many
 others, are compared with those of a cluster that is left alone. The seed decides load and
 faults; how they meet depends on the machine.
 
@@ -25,7 +25,7 @@ from experiments.faults.plan import faults
 from experiments.faults.report import missed, outcome, tables
 from experiments.faults.run import compare, play
 from experiments.lab_cluster import lab_cluster
-from stream2llm.client import SamplingParameters
+from stream2llm.client import SamplingParameters, SessionRecovery
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.workload.replay.session import Asking
@@ -61,9 +61,11 @@ def main(args: Namespace) -> Sequence[str]:
     asked = sessions(args.seed, duration_s, args.rate, longest)
     planned = faults(args.seed, duration_s, args.every_s)
     sampling = SamplingParameters(max_tokens=args.answer_tokens, temperature=0.0, ignore_eos=True)
+    recovery = SessionRecovery(max_restarts=NEVER, max_wait_s=SESSION_TIMEOUT_S)
+    asking = Asking(sampling, SESSION_TIMEOUT_S, recover=recovery)
     with Cluster.start(_config(2, has_ranks=not args.no_ranks)) as cluster:
         cluster.wait_ready(READY_TIMEOUT_S)
-        run = asyncio.run(play(cluster, asked, planned, Asking(sampling, SESSION_TIMEOUT_S)))
+        run = asyncio.run(play(cluster, asked, planned, asking))
     with Cluster.start(_config(1, has_ranks=not args.no_ranks)) as alone:
         alone.wait_ready(READY_TIMEOUT_S)
         check = asyncio.run(compare(alone, asked, run, sampling, args.compare))
@@ -86,6 +88,7 @@ def _config(replicas: int, *, has_ranks: bool) -> ClusterConfig:
         prefill=role,
         decode=role,
         router={
+            "replicas": replicas,
             "port": 0,
             "recovery": {
                 "max_restarts": NEVER,

@@ -12,8 +12,6 @@ from experiments.faults.parts import Part
 KILLED_SHARE = 0.6
 # Shorter stops than what is found as a hang, and longer ones.
 SHORTEST_STOP_S, LONGEST_STOP_S = 2.0, 40.0
-# Routers are not struck: a session ends with its router.
-SPARED = "router-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,5 @@ def _fault(at_s: float, rng: random.Random) -> Fault:
 
 
 def victim(fault: Fault, parts: Sequence[Part]) -> Part | None:
-    """The process that is struck; None when no part but routers lives."""
-    struck = [part for part in parts if not part.replica.startswith(SPARED)]
-    return struck[int(fault.choice * len(struck))] if struck else None
+    """The process that is struck; None when no part lives."""
+    return parts[int(fault.choice * len(parts))] if parts else None

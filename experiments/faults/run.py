@@ -12,7 +12,7 @@ from experiments.faults.parts import Part, living_parts
 from experiments.faults.plan import Fault, Strike, victim
 from experiments.faults.report import Check, Run, to_compare
 from experiments.token_sessions import prompt_ids
-from stream2llm.client import AsyncClient, SamplingParameters
+from stream2llm.client import AsyncClient, SamplingParameters, UnavailableError
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.system.clock import SystemClock
 from stream2llm.serving.system.processes import signal_owned
@@ -21,6 +21,8 @@ from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.session import Asking
 
 RECOVERED_WITHIN_S = 1800.0
+# Between two looks at which routers there are.
+ROUTERS_INTERVAL_S = 1.0
 # Blocks of a decode worker that died are released by the end of their lease.
 FREE_WITHIN_S = 60.0
 FREE_INTERVAL_S = 1.0
@@ -78,13 +80,15 @@ async def play(
     cluster: Cluster, asked: Sequence[PlannedSession], planned: Sequence[Fault], asking: Asking
 ) -> Run:
     """Returns when every session has ended, and every worker is ready again."""
-    (address,) = cluster.router_addresses
-    async with AsyncClient(address) as client:
+    async with AsyncClient(cluster.router_addresses) as client:
         driver = Driver(asked, [client], asking, SystemClock())
         striker = Striker(cluster.cluster_id, lambda: driver.elapsed_s, partial(_show, driver))
-        async with asyncio.TaskGroup() as group:
-            group.create_task(striker.run(planned))
-            group.create_task(driver.run(asyncio.Event()))
+        async with asyncio.TaskGroup() as beside:
+            following = beside.create_task(_follow_routers(cluster, client))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(striker.run(planned))
+                group.create_task(driver.run(asyncio.Event()))
+            following.cancel()
         await asyncio.to_thread(cluster.wait_ready, RECOVERED_WITHIN_S)
         num_blocks_held = await _blocks_held(client)
     status = await asyncio.to_thread(cluster.status)
@@ -96,6 +100,21 @@ async def play(
         + status["controller_restarts"],
         num_blocks_held=num_blocks_held,
     )
+
+
+async def _follow_routers(cluster: Cluster, client: AsyncClient) -> None:
+    """Gives the client the routers that there are, until cancelled.
+
+    The successor of a lost one has another port.
+    """
+    while True:
+        await asyncio.sleep(ROUTERS_INTERVAL_S)
+        try:
+            addresses = await asyncio.to_thread(lambda: cluster.router_addresses)
+        except UnavailableError:
+            continue  # the controller is the one that stands still
+        if addresses:
+            client.set_routers(addresses)
 
 
 def _show(driver: Driver, strike: Strike) -> None:
@@ -128,8 +147,7 @@ async def compare(
     """Asks a cluster that nothing happens to for the same answers, `most` of them."""
     prompts = {each.session_id: prompt_ids(each) for each in asked}
     compared, differing = to_compare(run, most), list[str]()
-    (address,) = alone.router_addresses
-    async with AsyncClient(address) as client:
+    async with AsyncClient(alone.router_addresses) as client:
         for session_id in compared:
             answer = await client.generate(prompts[session_id], sampling=sampling).answer()
             if list(answer.token_ids) != run.answers[session_id]:

@@ -23,6 +23,7 @@ from stream2llm.client import (
     Finished,
     Progress,
     SamplingParameters,
+    SessionRecovery,
     TokenDelta,
 )
 from stream2llm.serving.system.clock import Clock
@@ -67,6 +68,8 @@ class Asking:
     longest_answer: int | None = None
     # From the seal; None: the cluster's, which is not counted.
     ttft_slo_ms: int | None = None
+    # How far a session goes on when its router is lost.
+    recover: SessionRecovery | bool = True
 
     def sampling_of(self, planned: PlannedSession) -> SamplingParameters:
         """The run's, with the answer's recorded length where the trace has one."""
@@ -164,6 +167,7 @@ class SessionReplay:
             session_id=f"{asking.id_prefix}{planned.session_id}"[:_MAX_ID_CHARS],
             ttft_slo_ms=slo_ms,
             timeout_s=asking.timeout_s,
+            recover=asking.recover,
             on_event=self._on_event,
         ) as session:
             self._times.taken()

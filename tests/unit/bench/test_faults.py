@@ -79,12 +79,12 @@ def test_a_plan_has_its_interval_and_its_seed() -> None:
     assert SHORTEST_STOP_S <= min(stops) < 12 < max(stops) <= LONGEST_STOP_S  # hangs and others
 
 
-def test_every_process_is_met_but_routers_and_helpers() -> None:
+def test_every_process_is_met_but_helpers() -> None:
     parts = parts_of(PROCESSES)
     planned = faults(0, duration_s=4000.0, every_s=20.0)
     met = {part.name for each in planned if (part := victim(each, parts)) is not None}
     workers = {f"{name}/3 {kind}" for name in ("prefill-1", "decode-0") for kind in Kind}
-    assert met == {*workers, "controller/1 actor"}
+    assert met == {*workers, "controller/1 actor", "router-0/1 actor"}
 
 
 def test_what_is_met_does_not_depend_on_the_order_or_the_numbers_of_processes() -> None:
@@ -94,8 +94,8 @@ def test_what_is_met_does_not_depend_on_the_order_or_the_numbers_of_processes() 
     assert (first.name, second.process.pid - first.process.pid) == (second.name, 77)
 
 
-@pytest.mark.parametrize("parts", [[], parts_of(PROCESSES[-3:])])
-def test_nothing_is_met_where_only_a_router_lives(parts: Sequence[Part]) -> None:
+@pytest.mark.parametrize("parts", [[], parts_of(PROCESSES[-2:])])
+def test_nothing_is_met_where_only_helpers_live(parts: Sequence[Part]) -> None:
     assert victim(Fault(0.0, 0.99, None), parts) is None
 
 
