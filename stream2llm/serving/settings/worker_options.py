@@ -102,7 +102,8 @@ class HandoverOptions(FrozenModel):
     kv_digest: bool = True
     """Whether KV is checked after each transfer: prefill samples a few values of every block and
     layer when it computes them, decode compares them with what it has read before any token uses
-    it. A difference is recovered from like a lost transfer (docs/handover.md)."""
+    it. A difference is recovered from like a lost transfer (docs/handover.md). Engines that split
+    layers or tokens (pipeline or context parallelism) need `false`."""
 
     @model_validator(mode="before")
     @classmethod
