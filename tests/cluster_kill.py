@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.faults.parts import Kind, Part, living_parts
 from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.system.processes import owned_processes
 from tests.cluster_pool import START_TIMEOUT_S
 
 
@@ -40,6 +41,31 @@ async def until_replaced(cluster: Cluster, role: str, incarnation: int) -> None:
         cluster.wait_ready(START_TIMEOUT_S)
 
     await asyncio.to_thread(wait)
+
+
+def replica_of(cluster: Cluster, name: str) -> dict[str, Any]:
+    """What the controller says of one worker or router."""
+    found: dict[str, Any] = next(r for r in cluster.status()["replicas"] if r["name"] == name)
+    return found
+
+
+async def successor_of(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any]:
+    """Waits for the next incarnation of that replica, and until everything is ready.
+
+    Fails where a process of the former one is left, which might go on.
+    """
+
+    def wait() -> dict[str, Any]:
+        status = cluster.status()
+        while replica_of(cluster, before["name"])["incarnation"] == before["incarnation"]:
+            status = cluster.wait_change(status["num_events"], START_TIMEOUT_S)
+        cluster.wait_ready(START_TIMEOUT_S)
+        return replica_of(cluster, before["name"])
+
+    after = await asyncio.to_thread(wait)
+    left = {process.pid for process in owned_processes(cluster.cluster_id)}
+    assert left.isdisjoint(before["address"]["pids"])
+    return after
 
 
 def incarnation_of(status: dict[str, Any], role: str) -> int:

@@ -163,6 +163,15 @@ def _document(stream: Stream, name: str, sent: set[str]) -> Document:
     return Document(stream.document(name), id=name)
 
 
+async def read_tokens(events: AsyncIterator[Event], at_least: int) -> list[int]:
+    """Reads the beginning of an answer, and leaves the rest unread."""
+    tokens: list[int] = []
+    while len(tokens) < at_least:
+        event = await anext(events)
+        tokens += event.token_ids if isinstance(event, TokenDelta) else ()
+    return tokens
+
+
 async def collect(events: AsyncIterator[Event]) -> Outcome:
     """Reads an answer to its end."""
     token_ids: list[int] = []

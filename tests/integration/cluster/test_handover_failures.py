@@ -14,10 +14,8 @@ import signal
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-import psutil
 import pytest
 
-from experiments.lab_cluster import workers
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
@@ -179,39 +177,6 @@ async def _tick_until(session: AsyncSession, awaitable: Awaitable[None]) -> list
         await session.append(ticks[-1:])
     await waiting
     return ticks
-
-
-@pytest.mark.slow
-@pytest.mark.cluster("sensitive-2x2")
-async def test_another_decode_worker_takes_a_session_whose_own_was_killed(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    """Before the next offer, and at the seal: either way everything crosses to the other one."""
-    by_id = {worker.worker_id: worker for worker in workers(cluster, "decode")}
-    incarnation = incarnation_of(cluster.status(), "decode")
-    stream = a_stream("other-decode")
-    async with streamed(client, stream) as session:
-        sent: set[str] = set()
-        for index in range(4):
-            await send_event(session, stream, index, sent)
-            await until_prefilled(session, index + 2)
-        # The first session goes to the first of the least loaded.
-        victim = by_id["decode-0"].pids[0]
-        os.kill(victim, signal.SIGKILL)
-        # Large processes take their time to die; until then they may have taken it.
-        await eventually(lambda: _is_dead(victim), bool)
-        outcome = await collect(session.seal())
-    assert outcome.token_ids == reference.answer(stream.prompt, 8)
-    assert not outcome.finished.usage.prefetched_tokens
-    await until_replaced(cluster, "decode", incarnation)
-
-
-async def _is_dead(pid: int) -> bool:
-    if not psutil.pid_exists(pid):
-        return True
-    process = psutil.Process(pid)
-    # Its sockets are closed when the last thread has ended, not the first.
-    return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
 
 @ONE_BY_ONE
