@@ -54,6 +54,8 @@ class Kind:
     offload_pool_gib: float = 1.0
     # None leaves it to us: one process for EngineCore and the model.
     executor: str | None = None
+    # Processes that the model of a prefill worker is split over.
+    prefill_ranks: int = 1
     handover: HandoverMode = "streamed"
     # Short where tests wait for leases to end. Elsewhere a machine that stands still for that
     # long would fail them, and a release that is missing would be made good by the lease.
@@ -80,6 +82,7 @@ KINDS = {
     "sensitive-1x1": Kind(handover="at_seal", max_open_sessions=160, is_traced=True),
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp", hung_after_s=30),
+    "sensitive-2-to-1": Kind(prefill_ranks=2, hung_after_s=30),
     "sensitive-tcp": Kind(ucx_tls="tcp"),
     # Over TLS and with API keys.
     "sensitive-secured": Kind(is_secured=True),
@@ -127,7 +130,12 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
             "preemption": kind.preemption,
             "offload_pool_gib": kind.offload_pool_gib,
             "hung_after_s": kind.hung_after_s,
-            "engine": {**engine, "num_gpu_blocks_override": kind.prefill_blocks},
+            "cpu_bind": _cores(kind.prefill_ranks),
+            "engine": {
+                **engine,
+                "num_gpu_blocks_override": kind.prefill_blocks,
+                "tensor_parallel_size": kind.prefill_ranks,
+            },
             "env": env,
         },
         "decode": {
@@ -145,6 +153,12 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         raw["mixed"] = {**raw.pop("prefill"), "replicas": kind.mixed}
         del raw["decode"]
     return parse_config(raw, source="the test")
+
+
+def _cores(num_ranks: int) -> str:
+    """A core for each rank, where vLLM's own choice would be one for all."""
+    cores = sorted(os.sched_getaffinity(0))
+    return "auto" if num_ranks == 1 else "|".join(map(str, cores[:num_ranks]))
 
 
 def model_path(name: str) -> Path:

@@ -53,7 +53,7 @@ class HeldSession:
 
     phase: str
     session: AsyncSession
-    # Of the context as it is now.
+    # The context as it is now.
     prompt: list[int]
     num_tokens: int = NUM_TOKENS
     tokens: list[int] = field(default_factory=list)

@@ -84,7 +84,10 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
             Check(f"{role} engine", partial(check_part, role, part))
             for role, part in config.worker_sections
         ]
-    found.append(Check("deterministic answers", lambda: check_deterministic(config)))
+    found += [
+        Check("KV digests", lambda: check_digests(config)),
+        Check("deterministic answers", lambda: check_deterministic(config)),
+    ]
     if runs_vllm and on_this_machine:
         found.append(Check("vLLM", check_vllm))
     if on_this_machine:

@@ -34,8 +34,8 @@ DIGEST_KEY = "stream2llm_kv_digest"
 # 32-bit words for each block, layer and KV head: one of K and one of V, where K is stored before V.
 NUM_SAMPLES = 2
 BYTES_PER_VALUE = 2
-# Engine arguments that, above 1, split KV by layers or tokens. Of such a split no rank's values
-# are those of whole blocks.
+# Engine arguments that, above 1, split KV by layers or tokens. No rank then has the values of
+# whole blocks.
 UNCOVERED_SPLITS = (
     "pipeline_parallel_size",
     "prefill_context_parallel_size",

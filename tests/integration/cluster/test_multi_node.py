@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -39,14 +40,34 @@ PROMPT = [7 + n * 31 % 40_000 for n in range(640)]
 # Two vectors of 32 float32 numbers for each of 4 heads in each of 6 layers.
 KV_BYTES = len(PROMPT) * 6 * 2 * 4 * 32 * 4
 ASK = """
-from stream2llm.client import SamplingParameters, connect_sync
+from stream2llm.client import Finished, SamplingParameters, TokenDelta, connect_sync
 address, ca, prompt, num_tokens = given
 sampling = SamplingParameters(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
 with connect_sync(address, tls=ca) as client, client.session(sampling=sampling) as session:
     for begin in range(0, len(prompt), 160):
         session.append(prompt[begin : begin + 160])
     print("sealing", flush=True)
-    print(json.dumps(session.answer().token_ids))
+    tokens = []
+    for event in session.seal():
+        if isinstance(event, TokenDelta):
+            if not tokens:
+                print("answering", flush=True)
+            tokens += event.token_ids
+        elif isinstance(event, Finished):
+            print(json.dumps({"tokens": tokens, "restarts": event.restarts}))
+"""
+# Standing still, the decode worker gives no answer a second token.
+STOP_ENGINE = """
+import psutil
+(engine,) = [each for each in psutil.process_iter() if each.name().startswith("VLLM::Engine")]
+engine.suspend()
+print(json.dumps(engine.pid))
+"""
+KILL_RAYLET = """
+import psutil
+(raylet,) = [each for each in psutil.process_iter() if each.name() == "raylet"]
+raylet.kill()
+print(json.dumps(raylet.pid))
 """
 
 # Where the engines of a machine listen.
@@ -113,8 +134,27 @@ def job(site: Site) -> Iterator[Job]:
 
 def ask(site: Site, num_tokens: int = 24) -> list[int]:
     """The answer that a client on a machine without Ray gets."""
-    answer: list[int] = json.loads(site.python("client", ASK, ROUTER, CA, PROMPT, num_tokens))
+    ended = json.loads(site.python("client", ASK, ROUTER, CA, PROMPT, num_tokens))
+    answer: list[int] = ended["tokens"]
     return answer
+
+
+def begin_to_ask(site: Site, num_tokens: int) -> subprocess.Popen[str]:
+    """A client of the same kind, which has sealed."""
+    client = site.start(
+        "client", "env", f"PYTHONPATH={ROOT}", str(Path(RAY).with_name("python")), "-c",
+        "import json, sys; given = json.loads(sys.argv[1])\n" + ASK,
+        json.dumps([ROUTER, CA, PROMPT, num_tokens]),
+    )  # fmt: skip
+    assert client.stdout.readline() == "sealing\n"
+    return client
+
+
+def end_of(client: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it has printed at its end; behind that gRPC may log that the router closes the connection."""
+    lines = client.communicate()[0].splitlines()
+    ended: dict[str, Any] = json.loads(next(line for line in lines if line.startswith("{")))
+    return ended
 
 
 def status_of(site: Site) -> dict[str, Any]:
@@ -160,8 +200,13 @@ def test_kv_listens_where_it_was_told_to_and_there_alone(
 def test_a_lost_node_is_waited_for_and_serves_again(
     site: Site, job: Job, answer: list[int]
 ) -> None:
-    site.machines["node-b"].end()
+    """First its raylet dies, which takes the worker along; an answer that has begun waits as well."""
+    site.python("node-b", STOP_ENGINE)
+    client = begin_to_ask(site, len(answer))
+    assert client.stdout.readline() == "answering\n"
+    site.python("node-b", KILL_RAYLET)
     job.until("decode-0 died")
+    site.machines["node-b"].end()
     assert "stream2llm=prefill" in job.until("decode-0 waits: no node has room")
     decode = status_of(site)["decode-0"]
     assert (decode["phase"], decode["start_failures"]) == ("waiting_for_room", 0)
@@ -170,21 +215,17 @@ def test_a_lost_node_is_waited_for_and_serves_again(
     job.until("decode-0 is ready")
     job.until("router-0 knows 2 workers")
     assert ask(site) == answer
+    begun = end_of(client)
+    assert begun["tokens"] == answer
+    assert begun["restarts"] >= 1
 
 
 def test_a_stopped_job_lets_an_open_session_end(site: Site, job: Job, answer: list[int]) -> None:
     """As documented: a variable of deploy/ray/ray.env gives the drain its time."""
     num_tokens = 800
-    client = site.start(
-        "client", "env", f"PYTHONPATH={ROOT}", str(Path(RAY).with_name("python")), "-c",
-        "import json, sys; given = json.loads(sys.argv[1])\n" + ASK,
-        json.dumps([ROUTER, CA, PROMPT, num_tokens]),
-    )  # fmt: skip
-    assert client.stdout.readline() == "sealing\n"
+    client = begin_to_ask(site, num_tokens)
     site.run("node-a", RAY, "job", "stop", "--address", JOBS, JOB_ID)
-    # Behind it gRPC may log that the router closes the connection.
-    printed = client.communicate()[0]
-    tokens = json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
+    tokens = end_of(client)["tokens"]
     assert len(tokens) == num_tokens
     assert tokens[: len(answer)] == answer
     assert "stopped" in job.end()
