@@ -68,7 +68,7 @@ async def test_a_replay_of_many_sessions_is_whole(
             assert record.sealed_s is not None
             moments = [record.opened_s, record.sealed_s, *record.token_times_s, record.ended_s]
             assert moments == sorted(moments)
-    invalidated = [summarize(run).tokens_by_kind["invalidated"] for run in runs]
+    invalidated = [summarize(run).tokens_by_kind["invalidated"] or 0 for run in runs]
     # Updates do that, appends never.
     assert invalidated[0] == 0 < invalidated[1]
 
