@@ -227,7 +227,7 @@ def _compare(trial: Trial, measured: RunRecord, simulated: RunRecord, front_s: f
 
 
 def _computed(run: RunRecord) -> int:
-    return summarize(run).computed_tokens or 0
+    return summarize(run).tokens_by_kind["computed"] or 0
 
 
 def _percentile(run: RunRecord, percent: float) -> float:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-# What becomes of prompt tokens. `SessionRecord` has a count of each, `<fate>_tokens`; summaries,
+# What becomes of prompt tokens. `SessionRecord` has a count of each, `<kind>_tokens`; summaries,
 # their JSON and tables follow from these names.
-FATES = ("computed", "reused", "invalidated", "recomputed")
+TOKEN_KINDS = ("computed", "reused", "invalidated", "recomputed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class SessionRecord:
     # The most of that for which the load generator itself was to blame: the event
     # was due and nothing of the system's held it back.
     generator_lateness_s: float = 0.0
-    # Prompt tokens by what became of them (FATES); None: the runner cannot tell for one session.
+    # Prompt tokens by what became of them (TOKEN_KINDS); None: the runner cannot tell for one session.
     computed_tokens: int | None = None
     reused_tokens: int | None = None
     invalidated_tokens: int | None = None

@@ -50,7 +50,7 @@ def _of_ours(summary: Summary) -> dict[str, Any]:
         "error_counts": dict(summary.errors),
         "sessions_with_deadline": summary.with_deadline,
         "goodput_ratio": summary.goodput,
-        **{f"{fate}_tokens": count for fate, count in summary.fates.items()},
+        **{f"{kind}_tokens": count for kind, count in summary.tokens_by_kind.items()},
         "preemptions": summary.preemptions,
         "counters": dict(summary.counters),
         "settings": dict(summary.settings),

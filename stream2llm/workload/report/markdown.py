@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from stream2llm.workload.records import FATES, RunRecord
+from stream2llm.workload.records import TOKEN_KINDS, RunRecord
 from stream2llm.workload.report.compare import Comparison, compare
 from stream2llm.workload.report.lateness import generator_lateness_s, lateness_warning
 from stream2llm.workload.report.series import run_labels
@@ -86,12 +86,12 @@ def _run_row(summary: Summary) -> list[str]:
 
 def tokens_table(summaries: Iterable[Summary]) -> Table:
     """What became of the tokens, and how often KV was taken away."""
-    titles = ["system", "sessions/s", "prompts", *FATES, "answers", "preemptions"]
+    titles = ["system", "sessions/s", "prompts", *TOKEN_KINDS, "answers", "preemptions"]
     return Table(titles, [_tokens_row(each) for each in summaries])
 
 
 def _tokens_row(summary: Summary) -> list[str]:
-    counts = [summary.input_tokens, *summary.fates.values(), summary.output_tokens]
+    counts = [summary.input_tokens, *summary.tokens_by_kind.values(), summary.output_tokens]
     return [
         summary.system,
         _number(summary.request_rate, ".3g"),

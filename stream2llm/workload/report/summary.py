@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from stream2llm.workload.records import FATES, RunRecord, SessionRecord
+from stream2llm.workload.records import TOKEN_KINDS, RunRecord, SessionRecord
 from stream2llm.workload.report.statistics import Distribution, distribution
 
 # Name in RunRecord.counters.
@@ -38,8 +38,8 @@ class Summary:
     # Tokens of completed sessions.
     input_tokens: int
     output_tokens: int
-    # Prompt tokens of all sessions by each of FATES; None where it was not counted.
-    fates: Mapping[str, int | None]
+    # Prompt tokens of all sessions by each of TOKEN_KINDS; None where it was not counted.
+    tokens_by_kind: Mapping[str, int | None]
     # Sessions whose KV was taken for others; None when the runner did not count.
     preemptions: float | None
     # Sessions with a deadline of the first token, and those that met it.
@@ -80,7 +80,7 @@ def summarize(run: RunRecord) -> Summary:
         request_rate=request_rate(run),
         input_tokens=sum(session.num_prompt_tokens for session in done),
         output_tokens=sum(len(session.token_times_s) for session in done),
-        fates={fate: _tokens(run, fate) for fate in FATES},
+        tokens_by_kind={kind: _tokens(run, kind) for kind in TOKEN_KINDS},
         preemptions=_preemptions(run.counters),
         with_deadline=sum(each.is_in_time is not None for each in run.sessions),
         in_time=sum(each.is_in_time is True for each in run.sessions),
@@ -176,17 +176,17 @@ def _preemptions(counters: Mapping[str, float]) -> float | None:
     return sum(kinds) if kinds else None
 
 
-def _tokens(run: RunRecord, fate: str) -> int | None:
+def _tokens(run: RunRecord, kind: str) -> int | None:
     """The sum over the sessions, or where they have none, over counters such as
     "reused_across_sessions_tokens"."""
-    of_sessions: list[int | None] = [getattr(each, f"{fate}_tokens") for each in run.sessions]
+    of_sessions: list[int | None] = [getattr(each, f"{kind}_tokens") for each in run.sessions]
     known = [count for count in of_sessions if count is not None]
     if known:
         return sum(known)
     counted = [
         value
         for name, value in run.counters.items()
-        if name.startswith(f"{fate}_") and name.endswith("_tokens")
+        if name.startswith(f"{kind}_") and name.endswith("_tokens")
     ]
     return round(sum(counted)) if counted else None
 

@@ -234,18 +234,13 @@ def served_by(listener: Listener) -> Iterator[str]:
             yield f"{listener} {method} {path} {status} {text[:80]!r}"
 
 
-def test_no_rpc_is_served_over_tls_without_a_key_or_the_cluster_s_token(
-    encrypted: Encrypted,
-) -> None:
-    """Whose certificate is right, so that the handshake succeeds."""
-    shown = {encrypted.router: encrypted.client, **dict.fromkeys(encrypted.workers, encrypted.part)}
-    asked = [x for x in listeners(encrypted.cluster.cluster_id) if x.address in shown]
-    assert len(asked) == len(shown) == 3
-    for listener in asked:
-        codes = {code for _, code in codes_of(listener, RPCS, shown[listener.address])}
-        # Where it is not served.
-        codes.discard(grpc.StatusCode.UNIMPLEMENTED)
-        assert codes == {grpc.StatusCode.UNAUTHENTICATED}, listener
+def test_no_rpc_of_a_router_is_served_over_tls_without_a_key(encrypted: Encrypted) -> None:
+    """The handshake succeeds. Real workers are in `test_listening.py`: these here know no token."""
+    (router,) = [
+        x for x in listeners(encrypted.cluster.cluster_id) if x.address == encrypted.router
+    ]
+    codes = {code for _, code in codes_of(router, RPCS, encrypted.client)}
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED}
 
 
 def test_no_page_is_served_over_tls_without_a_key(encrypted: Encrypted) -> None:

@@ -23,6 +23,7 @@ from stream2llm.serving.http.own_http import open_url
 from stream2llm.serving.system.processes import owned_processes
 from tests.listening import NOT_THERE, RAY_CALLS, code_of, codes_of, listeners
 from tests.polling import eventually
+from tests.routes import RPCS
 
 
 @pytest.mark.parametrize(
@@ -102,14 +103,11 @@ def _post_job(path: Path, token: str = "") -> int:
 
 @pytest.mark.cluster("sensitive-1x1")
 def test_a_worker_answers_no_rpc_without_the_token_of_its_cluster(cluster: Cluster) -> None:
-    for role, method in (
-        ("prefill", "MultiplexService/Connect"),
-        ("prefill", "WorkerService/GetWorkerStatus"),
-        ("decode", "HandoverService/ReleaseHandover"),
-    ):
+    for role in ("prefill", "decode"):
         (worker,) = workers(cluster, role)
         with grpc.insecure_channel(worker.grpc_address, channel_options(1 << 20)) as channel:
-            assert code_of(channel, f"/stream2llm.v1.{method}") is (grpc.StatusCode.UNAUTHENTICATED)
+            codes = {code_of(channel, call) for call in RPCS}
+        assert codes == {grpc.StatusCode.UNAUTHENTICATED}
 
 
 @pytest.mark.cluster("sensitive-1x1")

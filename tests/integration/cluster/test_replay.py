@@ -58,7 +58,7 @@ async def test_a_replay_of_many_sessions_is_whole(
         summary = summarize(run)
         assert (summary.completed, summary.errors) == (NUM_SESSIONS, {})
         assert summary.output_tokens == NUM_SESSIONS * ANSWER_TOKENS
-        assert summary.computed_tokens > 0
+        assert (summary.tokens_by_kind["computed"] or 0) > 0
         assert summary.preemptions is not None
         assert summary.peak_sessions > 10
         assert run.samples
@@ -68,8 +68,9 @@ async def test_a_replay_of_many_sessions_is_whole(
             assert record.sealed_s is not None
             moments = [record.opened_s, record.sealed_s, *record.token_times_s, record.ended_s]
             assert moments == sorted(moments)
-    assert summarize(runs[1]).invalidated_tokens > 0  # updates do that, appends never
-    assert summarize(runs[0]).invalidated_tokens == 0
+    invalidated = [summarize(run).tokens_by_kind["invalidated"] or 0 for run in runs]
+    # Updates do that, appends never.
+    assert invalidated[0] == 0 < invalidated[1]
 
     save_run(runs[0], tmp_path / "run.json")
     assert load_run(tmp_path / "run.json") == runs[0]

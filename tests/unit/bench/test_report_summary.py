@@ -106,8 +106,8 @@ def test_waiting_before_the_seal_is_in_the_time_from_its_due_moment() -> None:
 def test_recomputed_tokens_come_from_the_system_where_sessions_do_not_tell() -> None:
     counters = {"recomputed_tokens": 7.0}
     silent = a_record(recomputed_tokens=None)
-    assert summarize(a_run(silent, counters=counters)).fates["recomputed"] == 7
-    assert summarize(a_run(a_record(), counters=counters)).fates["recomputed"] == 10
+    assert summarize(a_run(silent, counters=counters)).tokens_by_kind["recomputed"] == 7
+    assert summarize(a_run(a_record(), counters=counters)).tokens_by_kind["recomputed"] == 10
 
 
 def test_tokens_that_only_the_system_tells_are_its_counters_and_nobody_s_are_null() -> None:
@@ -116,7 +116,7 @@ def test_tokens_that_only_the_system_tells_are_its_counters_and_nobody_s_are_nul
     counters |= {"computed_tokens": 5.0, "recomputed_as_cheaper": 9.0}
     found = summarize(a_run(silent, counters=counters))
     counted = {"computed": 5, "reused": 7, "invalidated": None}
-    assert counted.items() <= found.fates.items()
+    assert counted.items() <= found.tokens_by_kind.items()
     assert summary_to_json(found)["invalidated_tokens"] is None
 
 
