@@ -56,10 +56,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "bursts": Experiment(
         "paper.bursts",
         "a policy against fcfs and lcas when sessions arrive in bursts, simulated",
-        12,
+        15,
     ),
     "deadlines": Experiment(
-        "deadlines", "answers in time: a policy against fcfs, srpf without deadlines and edf", 60
+        "deadlines", "answers in time: a policy against fcfs, srpf without deadlines and edf", 70
     ),
     "orderings": Experiment(
         "paper.orderings", "the paper's update-mode, documents as given and in the stable order", 1
@@ -104,7 +104,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "tenants", "a light client beside a heavy one, and four that want too much, simulated", 1
     ),
     "tenants-live": Experiment(
-        "tenants_live", "a light client beside a heavy one, and two that want too much, live", 3
+        "tenants_live", "a light client beside a heavy one, and two that want too much, live", 10
     ),
     "faults": Experiment(
         "faults.command", "an hour of random faults under load: sessions served, and delays", 65

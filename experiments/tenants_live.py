@@ -45,9 +45,9 @@ class Plan:
     """What is asked."""
 
     heavy: Client
-    # Of the light client, in each of the three ways.
+    # Questions of the light client, in each of the three ways.
     num_questions: int
-    # For which both want more than there is.
+    # So long both want more than there is.
     seconds: float
 
     @property

@@ -12,11 +12,14 @@ from stream2llm.gateway.app import create_app
 from stream2llm.gateway.lanes.routes import lanes_routes
 from stream2llm.security.principal import Principal, Scope
 
-# Those of routers, prefill and decode workers.
+# Calls of these have no listener: `MultiplexService.Connect` carries them.
+_CARRIED = ("PrefillService", "DecodeService")
+# Those that routers, prefill and decode workers listen for.
 RPCS = tuple(
     f"/{service.full_name}/{method.name}"
     for file in (inference_pb2, worker_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
+    if service.name not in _CARRIED
     for method in service.methods
 )
 # At a gateway the router judges what answers. WS: a WebSocket.

@@ -4,10 +4,9 @@ A burst builds up a queue of a minute; the order of that queue decides the media
 order of magnitude, and hardly the longest wait. Arrivals: `arrivals.Phases`, which has the
 dispersion of a code assistant's public arrivals; with `--arrivals` those of the recording
 itself, an Azure LLM inference trace as published (AzureLLMInferenceTrace_code.csv): its first
-requests, stretched to the rate of each setting, the same for every seed. That has been tried
-on a small file of that form, and NOT been run on the recording. One worker; two with twice the
-load; and one whose sources are slow and whose memory is as scarce, for the sessions open on
-average, as that which `experiments.paper.pressed` fits to the paper's preemptions.
+requests, stretched to the rate of each setting, the same for every seed. One worker; two with
+twice the load; and one whose sources are slow and whose memory is as scarce, for the sessions
+open on average, as that which `experiments.paper.pressed` fits to the paper's preemptions.
 
 Bounds are judged over pairs of runs with equal seeds: one is missed where the 95 % interval of
 what the policy takes beyond it lies above zero, and met where none of it does.
@@ -187,16 +186,8 @@ def verdicts(judged: Iterable[Judgement]) -> str:
         ]
         for each in judged
     ]
-    heads = [
-        "setting",
-        "figure",
-        "best other",
-        "times better",
-        "wanted",
-        "s beyond that",
-        "verdict",
-    ]
-    return markdown(Table(heads, rows, num_left=3))
+    heads = ["setting", "figure", "best other", "times better", "wanted"]
+    return markdown(Table([*heads, "s beyond that", "verdict"], rows, num_left=3))
 
 
 def misses(judged: Iterable[Judgement]) -> Iterator[str]:
