@@ -159,7 +159,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
                 with self.refusals.at_the_door(rpc, context.peer(), session_id):
                     slos = tuple(slos_in(metadata))
                     place = self._parts.sessions.admit(caller().tenant, is_sealed=is_sealed)
-                await writer.begin()  # the session may wait for a worker before `Accepted`
+                await writer.begin(())  # the session may wait for a worker before `Accepted`
                 parent = context_in(metadata)
                 await run_session(self._parts, place, events, writer.send, parent, slos)
 

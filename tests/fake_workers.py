@@ -7,7 +7,7 @@ they saw, and plugs in failures. They check the protocol they are spoken to in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +84,7 @@ def _open_gate() -> asyncio.Event:
 
 
 def writes(
-    handler: Callable[..., AsyncIterator[Any]],
+    handler: Callable[..., AsyncGenerator[Any, None]],
 ) -> Callable[..., Coroutine[Any, Any, None]]:
     """A method of a servicer that writes to its context what the generator yields."""
 
@@ -156,7 +156,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
     @writes
     async def PrefillSession(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         record = PrefillRecord(metadata=dict(context.invocation_metadata()))
         self.records.append(record)
         self.session_came.set()
@@ -323,7 +323,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         return [each.fetch_session_id for each in self.fetch_openings]
 
     @writes
-    async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Decode(self, request: Any, context: Any) -> AsyncGenerator[Any, None]:  # noqa: N802
         try:
             prompt = self._prompt_of(request)
             self.prompts.append(prompt)
@@ -353,7 +353,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
     @writes
     async def PrefetchKv(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         self.metadata.append(dict(context.invocation_metadata()))
         tokens: list[int] = []
         name, num_fetches, is_fetching = "", 0, False

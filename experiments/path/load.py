@@ -40,9 +40,9 @@ class _PacedDecode(FakeDecode):
         super().__init__(brain)
         self._pace = pace
 
-    async def _steps(self, request: Any) -> AsyncIterator[Any]:
+    async def _steps(self, request: Any, prompt: list[int]) -> AsyncIterator[Any]:
         num_steps = 0
-        async for step in super()._steps(request):
+        async for step in super()._steps(request, prompt):
             num_steps += 1
             await self._pace.wait(num_steps)
             yield step

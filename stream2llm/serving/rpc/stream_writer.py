@@ -37,10 +37,6 @@ class StreamWriter:
         # Set by `write_uncancelled` for a `settle` that waits for it.
         self._written: asyncio.Event | None = None
 
-    async def begin(self) -> None:
-        """Sends empty initial metadata, ahead of the first message; raises PeerGoneError."""
-        await self._send(self._context.send_initial_metadata(()))
-
     async def begin(self, metadata: Metadata) -> None:
         """Sends initial metadata ahead of the first message; raises PeerGoneError."""
         await self._send(self._context.send_initial_metadata(metadata))
