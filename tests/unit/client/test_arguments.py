@@ -400,6 +400,22 @@ OF_EVENT = {
         lambda session: session.update([HALF]),
     ),
     "seal.suffix.text": ("seal.suffix", lambda session: session.answer(HALF)),
+    "seal.append.documents.id": (
+        "seal.append.documents[0].id",
+        lambda session: session.answer(append=[Document("y", id=HALF)]),
+    ),
+    "seal.append.documents.text": (
+        "seal.append.documents[1].content",
+        lambda session: session.answer(append=["x", HALF]),
+    ),
+    "seal.update.documents.id": (
+        "seal.update.documents[0].id",
+        lambda session: session.answer(update=[Document("y", id=HALF)]),
+    ),
+    "seal.update.documents.text": (
+        "seal.update.documents[0].content",
+        lambda session: session.answer(update=[HALF]),
+    ),
 }
 OF_PROMPT = {
     **{name: (field, "x", arguments) for name, (field, arguments) in CONSTRAINTS.items()},

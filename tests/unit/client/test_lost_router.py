@@ -141,7 +141,7 @@ async def test_a_lost_router_shows_at_no_token_of_the_answer(
     async with routers.session(prefix="begin", sampling=GREEDY) as session:
         await session.append("one two")
         answer = aiter(session.seal())
-        events = [await next_delta(answer) for _ in range(num_received)]
+        events = await next_deltas(answer, num_received)
         rest = asyncio.create_task(collect(answer))
         lost = await holder_of(rings)
         await soon(lost.record.sealed.wait())
@@ -182,7 +182,17 @@ async def collect(answer: AsyncIterator[Event]) -> list[Event]:
     return [event async for event in answer]
 
 
-async def next_delta(answer: AsyncIterator[Event]) -> Event:
+async def next_deltas(answer: AsyncIterator[Event], num_tokens: int) -> list[Event]:
+    """Deltas that together have so many tokens, however these travelled."""
+    found: list[Event] = []
+    while num_tokens > 0:
+        delta = await next_delta(answer)
+        found.append(delta)
+        num_tokens -= len(delta.token_ids)
+    return found
+
+
+async def next_delta(answer: AsyncIterator[Event]) -> TokenDelta:
     while not isinstance(event := await anext(answer), TokenDelta):
         pass
     return event
@@ -243,7 +253,7 @@ async def test_text_goes_on_over_a_lost_router_at_any_token(
                 client._connections.routers._order.sort()
                 async with client.session(prefix="begin", sampling=parameters) as session:
                     answer = aiter(session.seal())
-                    deltas = [await next_delta(answer) for _ in range(num_received)]
+                    deltas = await next_deltas(answer, num_received)
                     await victim.lose_router()
                     rest = [event async for event in answer]
         deltas += [event for event in rest if isinstance(event, TokenDelta)]
@@ -354,7 +364,7 @@ async def test_the_only_router_is_waited_for_until_it_is_back(rings: list[Ring])
         client.session(prefix="begin", sampling=GREEDY) as session,
     ):
         answer = aiter(session.seal())
-        events = [await next_delta(answer) for _ in range(3)]
+        events = await next_deltas(answer, 3)
         await ring.lose_router()
         while not isinstance(event := await anext(answer), Progress) or not event.restarts:
             pass
@@ -413,7 +423,7 @@ async def test_a_complete_prompt_goes_on_behind_each_token(
     hold(rings, num_received)
     prompt = rings[0].encode("begin")
     answer = aiter(routers.generate(prompt if as_ids else "begin", sampling=GREEDY))
-    events = [await next_delta(answer) for _ in range(num_received)]
+    events = await next_deltas(answer, num_received)
     rest = asyncio.create_task(collect(answer))
     lost = await holder_of(rings)
     await soon(lost.record.sealed.wait())
@@ -443,7 +453,7 @@ async def test_a_chat_goes_on_where_its_tokens_are_known(
     sampling = replace(GREEDY, truncate_prompt_tokens=last)
     chat = [{"role": "user", "content": "Why?"}]
     answer = aiter(routers.generate(chat, sampling=sampling, prompt_tokens=prompt_tokens))
-    events = [await next_delta(answer) for _ in range(num_received)]
+    events = await next_deltas(answer, num_received)
     rest = asyncio.create_task(collect(answer))
     lost = await holder_of(rings)
     await soon(lost.record.sealed.wait())
