@@ -392,7 +392,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
         tokens = token_list(request.token_ids, "token_ids")
         if not request.keep_tokens:
             return tokens
-        known, num_fetches = self._known[request.fetch_session_id]
+        known, num_fetches = self._known.get(request.fetch_session_id, ([], 0))
         if num_fetches != request.num_fetches or self.has_forgotten:
             self.num_refused += 1
             raise UnavailableError("other fetches", reason=NO_FETCHED_TOKENS)

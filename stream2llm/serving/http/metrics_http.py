@@ -14,7 +14,7 @@ import threading
 from contextlib import suppress
 from io import BufferedIOBase
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -24,9 +24,6 @@ from stream2llm.security.guard import Guard
 from stream2llm.security.http_access import CERTIFICATE_KEY, guarded
 from stream2llm.security.principal import Scope
 from stream2llm.serving.system.clock import SystemClock
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 _log = logging.getLogger(__name__)
 # From the connection to the end of the answer.
@@ -142,7 +139,7 @@ class _ToPeer(BufferedIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: ReadableBuffer) -> int:
+    def write(self, data: Any) -> int:
         try:
             return self._stream.write(data)
         except ssl.SSLError as error:

@@ -123,7 +123,7 @@ def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model
         "ports",
     ]
     assert "prefill.policy: the policy no_such_module:lifo cannot be imported" in result.stdout
-    assert "4 of 17 checks failed; nothing was started" in result.stdout
+    assert "4 of 19 checks failed; nothing was started" in result.stdout
 
 
 @pytest.mark.parametrize(

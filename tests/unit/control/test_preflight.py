@@ -409,7 +409,7 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     ("part", "field"),
     [
         ({"num_gpus": 1, "engine": {"tensor_parallel_size": 2}}, "num_gpus"),
-        ({"num_gpus": 2, "engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}, "num_gpus"),
+        ({"num_gpus": 2, "engine": {"tensor_parallel_size": 4}}, "num_gpus"),
         ({"engine": {"distributed_executor_backend": "ray"}}, "engine.distributed_executor_backend"),
     ],
 )  # fmt: skip

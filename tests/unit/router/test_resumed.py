@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router.outbox import Outbox
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Conversation, Ring
@@ -16,6 +17,12 @@ from tests.tiny_model import EOS
 NUM_TOKENS = 7
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True)
 WORDS = ["begin", "one two", "three"]
+
+
+@pytest.fixture(autouse=True)
+def _a_delta_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are cut between deltas here; what waits for a client would be one."""
+    monkeypatch.setattr(Outbox, "_deltas", lambda _self, first: [first])
 
 
 async def send_context(session: Conversation, sampling: Any, **fields: Any) -> None:
