@@ -119,6 +119,8 @@ class PrefillRecord:
     answer_tokens: int = 0
     # Not 0 where the answer goes on at this worker.
     answer_max_tokens: int = 0
+    # An offer that waits for the next splice.
+    late_offer: Any = None
     spliced: asyncio.Event = field(default_factory=asyncio.Event)
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     # gRPC also ends the requests of a cancelled RPC, so only `ended` is sure.
@@ -150,6 +152,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.sessions = WorkerSessions()
         # Whether the stable part is offered ahead of the seal, in blocks of so many tokens.
         self.offers_blocks_of = 0
+        # Offers come behind the progress of the next splice: the router has sent that already.
+        self.offers_late = False
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
         self.failures: dict[str, Stream2LLMError | Exception] = {}
 
@@ -187,8 +191,15 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         uncomputed = self._compute(record, is_sealed=event == "seal")
         if event == "splice":
             yield worker_pb2.PrefillSessionResponse(progress=self._progress(record))
+            if record.late_offer is not None:
+                yield record.late_offer
+                record.late_offer = None
             if self.offers_blocks_of and splice.stable_tokens >= self.offers_blocks_of:
-                yield self._offer(record, splice)
+                offer = self._offer(record, splice)
+                if self.offers_late:
+                    record.late_offer = offer
+                else:
+                    yield offer
             return
         record.hand_over = request.seal.hand_over
         record.ttft_left_ms = request.seal.ttft_left_ms
