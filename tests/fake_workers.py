@@ -152,7 +152,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.sessions = WorkerSessions()
         # Whether the stable part is offered ahead of the seal, in blocks of so many tokens.
         self.offers_blocks_of = 0
-        # Offers come behind the progress of the next splice: the router has sent that already.
+        # Offers come ahead of the next splice's progress: the router has sent that splice already.
         self.offers_late = False
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
         self.failures: dict[str, Stream2LLMError | Exception] = {}
@@ -190,10 +190,10 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         await self.may_compute.wait()
         uncomputed = self._compute(record, is_sealed=event == "seal")
         if event == "splice":
-            yield worker_pb2.PrefillSessionResponse(progress=self._progress(record))
             if record.late_offer is not None:
                 yield record.late_offer
                 record.late_offer = None
+            yield worker_pb2.PrefillSessionResponse(progress=self._progress(record))
             if self.offers_blocks_of and splice.stable_tokens >= self.offers_blocks_of:
                 offer = self._offer(record, splice)
                 if self.offers_late:
