@@ -96,8 +96,8 @@ def connect(_: object = None) -> list[Message]:
         worker.Frame(call_id=1, cancel=worker.CallCancel()),
     ]
     return [
-        worker.FrameBatch(frames=frames[:3]),
-        *(worker.FrameBatch(frames=[f]) for f in frames[3:]),
+        worker.ConnectRequest(frames=frames[:3]),
+        *(worker.ConnectRequest(frames=[f]) for f in frames[3:]),
     ]
 
 

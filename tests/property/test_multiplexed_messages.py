@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream2llm.api.v1.worker_pb2 import Frame, FrameBatch
+from stream2llm.api.v1.worker_pb2 import ConnectResponse, Frame
 from stream2llm.serving.mux.flow import WINDOW_BYTES, Inbound, SendCredit
 from stream2llm.serving.mux.outbox import Outbox, Ticket
 
@@ -39,7 +39,7 @@ def test_messages_arrive_whole_in_order_and_in_batches_that_are_taken(messages) 
 
     def deliver() -> None:
         frames, taken = outbox.take()
-        assert FrameBatch(frames=frames).ByteSize() <= MAX_BYTES
+        assert ConnectResponse(frames=frames).ByteSize() <= MAX_BYTES
         for frame in frames:
             data, is_last = frame.message or frame.piece, frame.WhichOneof("kind") == "message"
             whole = inbound[frame.call_id].add(data, is_last=is_last)

@@ -21,7 +21,13 @@ FETCH_END_REFUSED: FetchEnd
 FETCH_END_ABORTED: FetchEnd
 FETCH_END_FAILED: FetchEnd
 
-class FrameBatch(_message.Message):
+class ConnectRequest(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
     __slots__ = ("frames",)
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     frames: _containers.RepeatedCompositeFieldContainer[Frame]

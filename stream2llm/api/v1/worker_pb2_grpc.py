@@ -38,8 +38,8 @@ class MultiplexServiceStub(object):
         """
         self.Connect = channel.stream_stream(
                 '/stream2llm.v1.MultiplexService/Connect',
-                request_serializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
-                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.ConnectRequest.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.ConnectResponse.FromString,
                 _registered_method=True)
 
 
@@ -62,8 +62,8 @@ def add_MultiplexServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
-                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
-                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.ConnectRequest.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.ConnectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,8 +93,8 @@ class MultiplexService(object):
             request_iterator,
             target,
             '/stream2llm.v1.MultiplexService/Connect',
-            stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
-            stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
+            stream2llm_dot_v1_dot_worker__pb2.ConnectRequest.SerializeToString,
+            stream2llm_dot_v1_dot_worker__pb2.ConnectResponse.FromString,
             options,
             channel_credentials,
             insecure,

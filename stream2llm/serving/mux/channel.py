@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from stream2llm.api.final_status import FinalStatus
-from stream2llm.api.v1.worker_pb2 import CallOpening, Frame
+from stream2llm.api.v1.worker_pb2 import CallOpening, ConnectRequest, Frame
 from stream2llm.api.v1.worker_pb2_grpc import MultiplexServiceStub
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.mux.flow import ProtocolError
@@ -74,7 +74,7 @@ class _Connection:
         self._stream = stream
         self._max_message_bytes = max_message_bytes
         self._final = FinalStatus(stream)
-        self._sender = Sender(stream.write, max_message_bytes)
+        self._sender = Sender(self._write, max_message_bytes)
         self._calls: dict[int, Call] = {}
         self._num_calls = 0
         # No call can be opened on it any more.
@@ -111,6 +111,9 @@ class _Connection:
             self._stream.cancel()
             for call in list(self._calls.values()):
                 call.lost(broken)
+
+    async def _write(self, frames: list[Frame]) -> None:
+        await self._stream.write(ConnectRequest(frames=frames))
 
     async def _send(self) -> None:
         # Whatever ends the stream, its reader hears of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from stream2llm.api.v1.worker_pb2 import Frame, FrameBatch
+from stream2llm.api.v1.worker_pb2 import Frame
 from stream2llm.serving.mux.outbox import Outbox, Ticket
 
 # More than this waits only when gRPC takes no more, because the other process reads nothing.
@@ -16,9 +16,9 @@ class Sender:
     """One end's frames; `run` sends them until it is cancelled, or until `write` raises."""
 
     def __init__(
-        self, write: Callable[[FrameBatch], Awaitable[object]], max_message_bytes: int
+        self, write: Callable[[list[Frame]], Awaitable[object]], max_message_bytes: int
     ) -> None:
-        """`write` returns when gRPC has taken the batch, which has so many bytes at most."""
+        """`write` returns when gRPC has taken the frames, which have so many bytes at most."""
         self._write = write
         self._outbox = Outbox(max_message_bytes)
         self._has_news = asyncio.Event()
@@ -59,7 +59,7 @@ class Sender:
                     self._has_news.clear()
                     await self._has_news.wait()
                     continue
-                await self._write(FrameBatch(frames=frames))
+                await self._write(frames)
                 for ticket in tickets:
                     ticket.sent()
                 if not self.has_room and self._outbox.num_bytes <= _MOST_WAITING_BYTES // 2:

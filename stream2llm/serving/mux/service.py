@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from stream2llm.api.errors import InvalidRequestError, describe
-from stream2llm.api.v1.worker_pb2 import Frame, FrameBatch
+from stream2llm.api.v1.worker_pb2 import ConnectRequest, ConnectResponse, Frame
 from stream2llm.api.v1.worker_pb2_grpc import MultiplexServiceServicer
 from stream2llm.serving.mux.flow import ProtocolError
 from stream2llm.serving.mux.sender import Sender
@@ -41,7 +41,7 @@ class MultiplexService(MultiplexServiceServicer):
         """For the same functions, which register the methods as well."""
 
     async def Connect(
-        self, requests: AsyncIterator[FrameBatch], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[ConnectRequest], context: grpc.aio.ServicerContext
     ) -> None:
         """Serves the calls of one router until it leaves."""
         writer = StreamWriter(context)
@@ -56,12 +56,13 @@ class _Connection:
         self, handlers: Mapping[str, Any], writer: StreamWriter, max_message_bytes: int
     ) -> None:
         self._handlers = handlers
-        self._sender = Sender(writer.write, max_message_bytes)
+        self._writer = writer
+        self._sender = Sender(self._write, max_message_bytes)
         self._max_message_bytes = max_message_bytes
         self._calls: dict[int, ServedCall] = {}
         self._last_id = 0
 
-    async def run(self, requests: AsyncIterator[FrameBatch]) -> None:
+    async def run(self, requests: AsyncIterator[ConnectRequest]) -> None:
         """Returns when the router has left; raises InvalidRequestError when it breaks the protocol."""
         sending = asyncio.create_task(self._send())
         try:
@@ -73,6 +74,9 @@ class _Connection:
         finally:
             sending.cancel()
             await self._break_off()
+
+    async def _write(self, frames: list[Frame]) -> None:
+        await self._writer.write(ConnectResponse(frames=frames))
 
     async def _send(self) -> None:
         with contextlib.suppress(PeerGoneError):  # gRPC is about to cancel the handler

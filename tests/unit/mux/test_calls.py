@@ -14,7 +14,7 @@ from router.status import NeverArrivedError, worker_error
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.rpc_status import from_rpc_error, to_status
 from stream2llm.api.v1 import worker_pb2_grpc
-from stream2llm.api.v1.worker_pb2 import CallOpening, Frame, FrameBatch
+from stream2llm.api.v1.worker_pb2 import CallOpening, ConnectRequest, Frame
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.mux.channel import MuxChannel
 from stream2llm.serving.mux.flow import WINDOW_BYTES
@@ -304,7 +304,7 @@ async def test_it_is_ended_as_its_senders_fault(frames: list[Frame]) -> None:
     async with a_worker(handler) as worker, worker.channel() as channel:
         stub: Any = worker_pb2_grpc.MultiplexServiceStub(channel)
         stream = stub.Connect()
-        await stream.write(FrameBatch(frames=frames))
+        await stream.write(ConnectRequest(frames=frames))
         assert await soon(stream.code()) is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -316,11 +316,11 @@ async def test_frames_that_cross_the_end_of_their_call_are_no_offence() -> None:
         stub: Any = worker_pb2_grpc.MultiplexServiceStub(channel)
         stream = stub.Connect()
         for call_id in (1, 2):
-            await stream.write(FrameBatch(frames=[Frame(call_id=call_id, opening=OPENING)]))
+            await stream.write(ConnectRequest(frames=[Frame(call_id=call_id, opening=OPENING)]))
             kinds: list[Any] = []
             while "end" not in kinds:
                 batch = await soon(stream.read())
                 kinds += [each.WhichOneof("kind") for each in batch.frames]
             late = [Frame(call_id=1, message=b"late"), Frame(call_id=1, cancel={})]
-            await stream.write(FrameBatch(frames=late))
+            await stream.write(ConnectRequest(frames=late))
         stream.cancel()

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from router.status import NeverArrivedError, worker_error
-from stream2llm.api.v1.worker_pb2 import Frame, FrameBatch
+from stream2llm.api.v1.worker_pb2 import ConnectRequest, ConnectResponse, Frame
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.mux.channel import MuxChannel
 from stream2llm.serving.mux.statuses import status
@@ -27,9 +27,9 @@ class Stream:
         self.is_writing = asyncio.Event()
         self.batches: list[list[Frame]] = []
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.come: asyncio.Queue[FrameBatch] = asyncio.Queue()
+        self.come: asyncio.Queue[ConnectResponse] = asyncio.Queue()
 
-    async def write(self, batch: FrameBatch) -> None:
+    async def write(self, batch: ConnectRequest) -> None:
         self.is_writing.set()
         await self.may_write.wait()
         self.batches.append(list(batch.frames))
@@ -37,7 +37,7 @@ class Stream:
     def __aiter__(self) -> Stream:
         return self
 
-    async def __anext__(self) -> FrameBatch:
+    async def __anext__(self) -> ConnectResponse:
         coming = asyncio.ensure_future(self.come.get())
         try:
             await asyncio.wait({coming, self._lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +184,7 @@ async def test_a_worker_that_breaks_the_protocol_is_a_bug_and_no_loss() -> None:
     side = Side()
     call = side.begin()
     (stream,) = side.streams
-    stream.come.put_nowait(FrameBatch(frames=[Frame(call_id=7, message=b"of no call")]))
+    stream.come.put_nowait(ConnectResponse(frames=[Frame(call_id=7, message=b"of no call")]))
     error = await ended(call)
     assert error.reason == "INTERNAL"
     await side.calls.aclose()
@@ -195,7 +195,7 @@ async def test_a_call_that_is_read_slowly_still_has_its_messages_before_its_end(
     call = side.begin()
     (stream,) = side.streams
     frames = [Frame(call_id=1, message=b"one"), Frame(call_id=1, message=b"two")]
-    stream.come.put_nowait(FrameBatch(frames=[*frames, Frame(call_id=1, end={})]))
+    stream.come.put_nowait(ConnectResponse(frames=[*frames, Frame(call_id=1, end={})]))
     await turns()
     assert not call.done()
     assert [each async for each in call] == [b"one", b"two"]
