@@ -26,6 +26,7 @@ from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.mux.service import MultiplexService
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
 from stream2llm.serving.sessions.token_bytes import token_list
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.settings.worker_spec import PREFILLING, Role, WorkerAddress
@@ -356,8 +357,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.Handover
                     yield worker_pb2.DecodeResponse(step=step)
         except UnavailableError as error:
             await context.abort_with_status(to_status(error))
-        except (asyncio.CancelledError, GeneratorExit):
-            # The latter when that comes while gRPC writes a step.
+        except (asyncio.CancelledError, GeneratorExit, PeerGoneError):
+            # The others when that comes while a step, or the initial metadata, is written.
             self.cancelled.set()
             raise
 
