@@ -1,4 +1,4 @@
-"""How the lists of update-mode change from event to event: what a generator's updates are judged by. Pure."""
+"""How the lists of update-mode change from event to event: what a generator's updates are judged by."""
 
 from __future__ import annotations
 
