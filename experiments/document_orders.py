@@ -4,9 +4,8 @@ First the ANNS trace as it is generated (or the files, such as recordings of rea
 the same sessions with updates drawn from other models: how documents come and go while a search
 gets better is judgement (nothing is published about it), and decides the figures. The trace
 generator has one of these models; the others show what the choice decides. A second table of each
-says how the lists change. Ratios are to what is
-invalidated as given: of the stable order, of two others
-(`stream2llm/workload/document_orders.py`), and of the documents that updates leave out,
+says how the lists change. Ratios are to what is invalidated as given: of the stable order, of two
+others (`stream2llm/workload/document_orders.py`), and of the documents that updates leave out,
 which no order can avoid.
 """
 

@@ -49,12 +49,10 @@ def changes_of(sessions: Iterable[Lists]) -> ListChanges:
     num_sessions = 0
     for session in sessions:
         num_sessions += 1
-        found += [_change(*pair) for pair in pairwise(session.lists) if pair[0] and _differ(*pair)]
+        found += [
+            _change(*pair) for pair in pairwise(session.lists) if pair[0] and pair[0] != pair[1]
+        ]
     return ListChanges(num_sessions, tuple(found))
-
-
-def _differ(old: Sequence[str], new: Sequence[str]) -> bool:
-    return tuple(old) != tuple(new)
 
 
 def _change(old: Sequence[str], new: Sequence[str]) -> Change:

@@ -155,11 +155,13 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         rpc = response_type.DESCRIPTOR.name.removesuffix("Response")
         metadata = context.invocation_metadata()
         async with failures_as_status(context, writer, _logger, lambda _: "internal error"):
+            # The session may wait for a worker before `Accepted`. Ahead of its place: nothing is
+            # held yet if the client has left meanwhile.
+            await writer.begin(())
             with self.refusals.counted():
                 with self.refusals.at_the_door(rpc, context.peer(), session_id):
                     slos = tuple(slos_in(metadata))
                     place = self._parts.sessions.admit(caller().tenant, is_sealed=is_sealed)
-                await writer.begin(())  # the session may wait for a worker before `Accepted`
                 parent = context_in(metadata)
                 await run_session(self._parts, place, events, writer.send, parent, slos)
 
