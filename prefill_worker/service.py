@@ -20,6 +20,7 @@ from typing import Any
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
+from stream2llm.api.cancellation import single_error
 from stream2llm.api.errors import EventOrderError, describe
 from stream2llm.api.events import DelayReason
 from stream2llm.api.handover import HELD_METADATA
@@ -151,15 +152,12 @@ class _SessionRun:
         self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]
     ) -> None:
         """Returns after the last token that is sampled here, and after the router has closed its side."""
-        try:
+        with single_error():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(requests))
                 tasks.create_task(self._write())
                 if self._order is not None:
                     tasks.create_task(self._order.compiled())
-        except BaseExceptionGroup as group:
-            # Both halves fail for one cause; the first error is reported.
-            raise group.exceptions[0] from None
 
     async def _read(self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]) -> None:
         sealed = False

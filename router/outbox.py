@@ -43,7 +43,7 @@ class Outbox:
         A caller that is cancelled in that wait has queued it: what an answer counts is sent.
         """
         self._add(event)
-        if len(self._queue) > _MAX_QUEUED:
+        if len(self._queue) > _MAX_QUEUED and not self.is_closed:
             self._has_room.clear()
             await self._has_room.wait()
 
@@ -68,6 +68,7 @@ class Outbox:
         """Ends the queue without what is still in it; `drain` returns after the present write."""
         self._queue.clear()
         self._progress = None
+        self._has_room.set()
         self.close()
 
     def _add(self, entry: Event | _Mark) -> None:

@@ -23,6 +23,7 @@ from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import DecodeCall
 from stream2llm.api import codec
+from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished
 from stream2llm.api.handover import NO_FETCHED_TOKENS
@@ -80,6 +81,8 @@ class PlacedDecode:
                 ending = await self._run_somewhere(request)
                 watch.cancel()
         except BaseExceptionGroup as raised:
+            if is_cancelled():
+                raise asyncio.CancelledError from raised
             if self._delivery.ending is not None:  # a loss behind the last token is none
                 return self._delivery.ending
             lost = raised.subgroup(AnswerLostError)

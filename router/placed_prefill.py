@@ -27,6 +27,7 @@ from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import PrefillCall
 from stream2llm.api import codec
+from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.session import State
 from stream2llm.api.token_step import TokenStep
@@ -215,9 +216,7 @@ class PlacedPrefill:
 
     def _has_moved_from(self, call: PrefillCall) -> bool:
         """Whether a cancelled read of that call means that the session is elsewhere now."""
-        task = asyncio.current_task()
-        is_ending = task is not None and task.cancelling() > 0
-        return self._is_left(call) and not is_ending
+        return self._is_left(call) and not is_cancelled()
 
     async def _write(self, present: PrefillState, splice: Splice) -> None:
         """Sends a splice that leads to that state; the session moves if its worker has failed."""

@@ -17,6 +17,7 @@ from router.worker import Worker
 from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
+from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2 as pb
@@ -109,8 +110,7 @@ class PrefetchCall:
             await self._send(fetch)
             return await anext(self._responses)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._is_given_up or (task is not None and task.cancelling()):
+            if not self._is_given_up or is_cancelled():
                 raise
             raise self._failure(self._call.final) from None
         except grpc.aio.AioRpcError as error:

@@ -150,6 +150,7 @@ async def _writing(outbox: Outbox, send: Send) -> AsyncIterator[None]:
 
     def end_session(_: object) -> None:
         if _failure_of(writing) is not None and not outbox.is_closed:
+            outbox.stop()
             session.cancel()
 
     writing.add_done_callback(end_session)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stream2llm.api.cancellation import single_error
 from stream2llm.api.errors import EventOrderError, Stream2LLMError
 from stream2llm.api.events import Accepted
 from stream2llm.api.v1 import inference_pb2 as pb
@@ -230,13 +231,11 @@ class PlacedSession:
             self._is_at(rpc)
             await self._read_to_end(rpc)
             return
-        try:
+        with single_error():
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(self._send_again(rpc, before))
                 await self._read_to_end(rpc)
                 sending.cancel()
-        except BaseExceptionGroup as raised:
-            raise raised.exceptions[0] from None
 
     async def _send_again(self, rpc: SessionRpc, requests: list[pb.StreamGenerateRequest]) -> None:
         for request in requests:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Event
 from stream2llm.api.final_status import FinalStatus
@@ -49,8 +50,7 @@ class SessionRpc:
             return False
         except asyncio.CancelledError:
             # gRPC raises it, too, where the RPC was cancelled and not this task.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             return False
         return True

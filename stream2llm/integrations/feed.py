@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterable, Iterable, MutableMapping
 from typing import Protocol
 
+from stream2llm.api.cancellation import single_error
 from stream2llm.api.requests import Content, Document
 from stream2llm.client.inputs import DocumentLike, DocumentRef
 
@@ -40,12 +41,10 @@ async def append_from(session: Appends, *sources: AsyncIterable[DocumentLike]) -
                 await session.append(document)
             counts[number] += 1
 
-    try:
+    with single_error():
         async with asyncio.TaskGroup() as group:
             for number, source in enumerate(sources):
                 group.create_task(drain(number, source))
-    except BaseExceptionGroup as raised:
-        raise raised.exceptions[0] from None
     return sum(counts)
 
 
