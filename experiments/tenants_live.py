@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from experiments.lab_cluster import counted, lab_cluster
 from experiments.tenants import HEAVY, Client, report_light, report_served
 from stream2llm.api.credentials import ClientSecurity, credentials_of
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.api.tenant import TenantShare
 from stream2llm.client import AsyncClient, SamplingParameters
 from stream2llm.cluster.cluster import Cluster
@@ -105,7 +106,7 @@ class Asking:
             while True:
                 await self.ask()
 
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             loops = [group.create_task(loop()) for _ in range(self._what.num_at_once)]
             await self.has_answer.wait()
             try:

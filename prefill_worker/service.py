@@ -20,12 +20,12 @@ from typing import Any
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
-from stream2llm.api.cancellation import single_error
 from stream2llm.api.errors import EventOrderError, describe
 from stream2llm.api.events import DelayReason
 from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tasks import TaskGroup, single_error
 from stream2llm.api.tenant import TenantShare
 from stream2llm.api.trace_context import context_in
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
@@ -153,7 +153,7 @@ class _SessionRun:
     ) -> None:
         """Returns after the last token that is sampled here, and after the router has closed its side."""
         with single_error():
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 tasks.create_task(self._read(requests))
                 tasks.create_task(self._write())
                 if self._order is not None:

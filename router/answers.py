@@ -23,6 +23,7 @@ from router.session_output import SessionOutput
 from router.splice import Splice
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.session import Event
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.serving.sessions.prefix import Tokens
 
 
@@ -38,7 +39,7 @@ class PlacedAnswer:
     async def run(self) -> None:
         """Returns when the answer has ended and its end is in the outbox."""
         drains = self.live.parts.workers.on_drain
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             fetching = LazyTask(group, self.prefetch.run)
             leaving = LazyTask(group, self.prefill.leave_draining)
             self.prefetch.begin_by(fetching.begin)
@@ -100,14 +101,14 @@ async def run_answers(first: PlacedAnswer) -> None:
     if first.live.sampling.n == 1:
         await first.run()
         return
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         group.create_task(_run_others(first))
         await first.run()
 
 
 async def _run_others(first: PlacedAnswer) -> None:
     await first.output.begun.wait()
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         for index in range(1, first.live.sampling.n):
             group.create_task(_run_further(first, index))
 
@@ -119,7 +120,7 @@ async def _run_further(first: PlacedAnswer, index: int) -> None:
         prompt = first.output.prompt
         async with (
             placed(live, "at_seal", len(prompt), first) as answer,
-            asyncio.TaskGroup() as group,
+            TaskGroup() as group,
         ):
             group.create_task(answer.seal(prompt))
             await answer.run()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from stream2llm.api.tasks import TaskGroup
+
 
 class LazyTask:
     """Work in a task of the group, which begins when it is asked for; once at a time."""
 
     def __init__(
-        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[object, object, None]]
+        self, group: TaskGroup, work: Callable[[], Coroutine[object, object, None]]
     ) -> None:
         self._group = group
         self._work = work

@@ -8,7 +8,6 @@ says so.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -23,10 +22,10 @@ from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import DecodeCall
 from stream2llm.api import codec
-from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished
 from stream2llm.api.handover import NO_FETCHED_TOKENS
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import common_prefix_len
 from stream2llm.serving.sessions.token_bytes import to_bytes
@@ -76,13 +75,11 @@ class PlacedDecode:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
         request = self._request(first)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 watch = group.create_task(self._watch())
                 ending = await self._run_somewhere(request)
                 watch.cancel()
         except BaseExceptionGroup as raised:
-            if is_cancelled():
-                raise asyncio.CancelledError from raised
             if self._delivery.ending is not None:  # a loss behind the last token is none
                 return self._delivery.ending
             lost = raised.subgroup(AnswerLostError)

@@ -23,13 +23,13 @@ from router.live_session import LiveSession
 from router.prefill_state import PrefillState
 from router.recovery import AnswerLostError, Failure, GiveUp, Restart, drained, final_error
 from router.splice import Splice
-from router.status import NeverArrivedError
+from router.status import WORKER_LOST, NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import PrefillCall
 from stream2llm.api import codec
-from stream2llm.api.cancellation import is_cancelled
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.api.session import State
+from stream2llm.api.tasks import is_cancelled
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import Tokens
@@ -76,8 +76,10 @@ class PlacedPrefill:
             try:
                 await self._begin(PrefillCall(self._workers, worker, live.trace.metadata))
                 return
-            except NeverArrivedError as error:
-                failure = error  # it is suspect now
+            except UnavailableError as error:
+                if error.reason != WORKER_LOST:
+                    raise
+                failure = error  # it is suspect now, and has computed nothing
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
         """Changes the sequence; KV of its first `stable_tokens` may be offered."""

@@ -17,9 +17,9 @@ from router.worker import Worker
 from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
-from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.structured_output import StructuredOutput
+from stream2llm.api.tasks import is_cancelled
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.mux.call import Call
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len

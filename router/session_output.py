@@ -9,7 +9,6 @@ again. Tokens are taken once, so stop strings and text never notice.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from router.answer_delivery import AnswerDelivery
@@ -25,6 +24,7 @@ from stream2llm.api.errors import extended
 from stream2llm.api.events import Finished
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import Tokens
@@ -71,7 +71,7 @@ class SessionOutput:
 
     async def _take_up(self) -> Finished:
         """Goes on behind what the client has brought, if that is not the whole answer."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             generating = group.create_task(self._generate())
             self._on_ended = generating.cancel
         if not generating.cancelled():

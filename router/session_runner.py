@@ -42,6 +42,7 @@ from stream2llm.api.options import AskedSlo, asked_slo
 from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate, ResumedSession
 from stream2llm.api.sampling import BAD_SAMPLING
 from stream2llm.api.session import Event
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.security.principal import caller
 from stream2llm.serving.observability.log_context import bind
@@ -131,7 +132,7 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     async with placed(live, handover, num_tokens) as answer:
         session_input = SessionInput(live, answer, frame, log, opened)
         await live.outbox.put(_accepted(live, forecast_ms, opened))
-        async with _writing(live.outbox, send), asyncio.TaskGroup() as group:
+        async with _writing(live.outbox, send), TaskGroup() as group:
             reading = group.create_task(session_input.run(reader))
             await run_answers(answer)
             reading.cancel()  # messages after the answers are ignored

@@ -12,6 +12,7 @@ from experiments.faults.parts import Part, living_parts
 from experiments.faults.plan import Fault, Strike, victim
 from experiments.faults.report import Check, Run, to_compare
 from experiments.token_sessions import prompt_ids
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.client import AsyncClient, SamplingParameters, UnavailableError
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.system.clock import SystemClock
@@ -83,9 +84,9 @@ async def play(
     async with AsyncClient(cluster.router_addresses) as client:
         driver = Driver(asked, [client], asking, SystemClock())
         striker = Striker(cluster.cluster_id, lambda: driver.elapsed_s, partial(_show, driver))
-        async with asyncio.TaskGroup() as beside:
+        async with TaskGroup() as beside:
             following = beside.create_task(_follow_routers(cluster, client))
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 group.create_task(striker.run(planned))
                 group.create_task(driver.run(asyncio.Event()))
             following.cancel()

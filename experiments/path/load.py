@@ -17,6 +17,7 @@ import grpc
 from experiments.path.null_relay import NullClient, NullWorker
 from experiments.path.pace import Pace
 from experiments.path.subject import MAX_MODEL_LEN
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
 from stream2llm.serving.settings.worker_spec import Role, WorkerAddress
@@ -210,6 +211,6 @@ async def at_once(num_workers: int, total: int, work: Callable[[int], Awaitable[
         for number in waiting:
             await work(number)
 
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         for _ in range(num_workers):
             group.create_task(some())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments.path.load import Clients, Received, Session, Workers, at_once, clients_of
 from experiments.path.subject import Plan, Subject, a_subject
+from stream2llm.api.tasks import TaskGroup
 
 NUM_STREAMS = 64
 _NUM_AT_ONCE = 16
@@ -96,7 +96,7 @@ async def _relayed_us(
     null.num_clients, null.num_steps = NUM_STREAMS, 1 + _NUM_WARM + num_steps
     began_us = 0.0
     pace.allow(0)
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         for client in range(NUM_STREAMS):
             group.create_task(received.read(client, stream(client)))
         for step in range(1, num_steps + _NUM_WARM):

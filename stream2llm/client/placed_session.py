@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stream2llm.api.cancellation import single_error
 from stream2llm.api.errors import EventOrderError, Stream2LLMError
 from stream2llm.api.events import Accepted
+from stream2llm.api.tasks import TaskGroup, single_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.inbox import Inbox, OnEvent
 from stream2llm.client.recovery import SessionRecovery
@@ -232,7 +232,7 @@ class PlacedSession:
             await self._read_to_end(rpc)
             return
         with single_error():
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 sending = group.create_task(self._send_again(rpc, before))
                 await self._read_to_end(rpc)
                 sending.cancel()

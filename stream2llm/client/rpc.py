@@ -12,10 +12,10 @@ from typing import Any
 
 import grpc
 
-from stream2llm.api.cancellation import is_cancelled
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Event
 from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.tasks import is_cancelled
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.translate import event_from

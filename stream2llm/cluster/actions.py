@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
+
+from stream2llm.api.tasks import TaskGroup
 
 _log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ class Actions:
     """One task for each action, while the context lasts; all are cancelled at its end."""
 
     def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
+        self._group = TaskGroup()
         # Whether the context lasts, so that actions can begin.
         self.is_open = False
 

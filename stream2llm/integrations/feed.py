@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterable, Iterable, MutableMapping
 from typing import Protocol
 
-from stream2llm.api.cancellation import single_error
 from stream2llm.api.requests import Content, Document
+from stream2llm.api.tasks import TaskGroup, single_error
 from stream2llm.client.inputs import DocumentLike, DocumentRef
 
 
@@ -42,7 +42,7 @@ async def append_from(session: Appends, *sources: AsyncIterable[DocumentLike]) -
             counts[number] += 1
 
     with single_error():
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for number, source in enumerate(sources):
                 group.create_task(drain(number, source))
     return sum(counts)

@@ -20,6 +20,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Progress
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.lanes.forms import (
     LaneForm,
@@ -64,7 +65,7 @@ class ResponsesSocket:
     async def run(self) -> None:
         """Returns when the client has left, or the connection has lasted as long as it may."""
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 await self._serve(tasks)
         except* WebSocketDisconnect:
             pass  # the client has left while it was sent something
@@ -74,7 +75,7 @@ class ResponsesSocket:
             for worker in self._workers.values():
                 await worker.lane.close()
 
-    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+    async def _serve(self, tasks: TaskGroup) -> None:
         try:
             limit_s = 0.0 if self._is_draining else self._limit_s
             async with asyncio.timeout(limit_s) as self._reading:
@@ -103,7 +104,7 @@ class ResponsesSocket:
         text: str | None = message.get("text")
         return message["bytes"].decode(errors="replace") if text is None else text
 
-    async def _take(self, text: str, tasks: asyncio.TaskGroup) -> None:
+    async def _take(self, text: str, tasks: TaskGroup) -> None:
         stream_id: str | None = None
         try:
             event = _parsed(text)
@@ -119,7 +120,7 @@ class ResponsesSocket:
         event: dict[str, Any],
         stream_id: str | None,
         num_chars: int,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
     ) -> None:
         match event.get("type"):
             case "response.create":
@@ -136,7 +137,7 @@ class ResponsesSocket:
             case other:
                 raise InvalidRequestError(f"unknown event type {other!r}", field="type")
 
-    def _worker(self, lane: str, tasks: asyncio.TaskGroup) -> _Worker:
+    def _worker(self, lane: str, tasks: TaskGroup) -> _Worker:
         if lane not in self._workers:
             most = self._group.lanes.limits.max_lanes
             if len(self._workers) >= most:
@@ -192,7 +193,7 @@ class _Worker:
         # Writes the response under way, once its client has its id.
         self._form: LaneForm | None = None
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
+    def start(self, tasks: TaskGroup) -> None:
         """Begins to serve, in a task of the group."""
         self._running = tasks.create_task(self._run(tasks))
 
@@ -219,7 +220,7 @@ class _Worker:
         if self._running is not None:
             self._running.cancel()
 
-    async def _run(self, tasks: asyncio.TaskGroup) -> None:
+    async def _run(self, tasks: TaskGroup) -> None:
         while (taken := await self._waiting.get()) is not None:
             self._present = tasks.create_task(self._serve(taken.request))
             try:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.client import AsyncClient
 from stream2llm.serving.system.clock import Clock
 from stream2llm.workload.records import SessionRecord
@@ -91,7 +92,7 @@ class Driver:
         return self._clock.monotonic_s() - self._begin_s
 
     async def _replay(self, begin_s: float) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for number, planned in enumerate(self._plan):
                 left_s = planned.due_s - self.elapsed_s
                 if left_s > 0:

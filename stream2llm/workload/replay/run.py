@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
+from stream2llm.api.tasks import TaskGroup
 from stream2llm.client import AsyncClient
 from stream2llm.serving.settings.worker_spec import PREFILLING
 from stream2llm.serving.system.clock import Clock, SystemClock
@@ -86,7 +87,7 @@ def client_of(address: str, security: ClientSecurity) -> AsyncClient:
 @asynccontextmanager
 async def _beside(helpers: Sequence[Helper]) -> AsyncIterator[None]:
     """Runs helpers for as long as the block; one that breaks ends the block."""
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         tasks = [group.create_task(helper()) for helper in helpers]
         try:
             yield

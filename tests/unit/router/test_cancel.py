@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from stream2llm.api.errors import InternalError
+from router.placed_prefill import PlacedPrefill
+from router.recovery import Failure
+from router.status import WORKER_LOST
+from stream2llm.api.errors import InternalError, UnavailableError
 from tests.router_ring import Conversation, Ring, soon
 
 Moment = Callable[[Ring, Conversation], Awaitable[None]]
@@ -102,6 +105,29 @@ async def test_a_hand_over_that_decode_was_asked_for_is_left_to_it(
     await soon(ring.decode.cancelled.wait())
     await ring.nothing_is_open()
     assert not ring.decode.released
+
+
+async def test_a_client_that_goes_as_prefill_is_lost_is_not_served_on(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One turn of the router's loop brings both."""
+
+    async def lose_worker(prefill: PlacedPrefill) -> Failure:
+        prefill._live.place.on_evicted()  # cancels the session's task, as gRPC does
+        lost = UnavailableError("lost", reason=WORKER_LOST)
+        return Failure(lost, "prefill", prefill.worker, was_held=True)
+
+    monkeypatch.setattr(PlacedPrefill, "watch", lose_worker)
+    ring.decode.may_accept.clear()
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    await soon(ring.prefill.session_came.wait())
+    await soon(ring.record.ended.wait())
+    await ring.nothing_is_open()
+    assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
+    assert len(ring.prefill.records) == 1
+    await ring.channel.close()
 
 
 async def test_a_release_is_tried_at_another_decode_worker(make_ring: Any) -> None:
