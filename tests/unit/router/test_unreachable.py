@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -191,6 +192,27 @@ async def test_at_the_open_another_prefill_worker_takes_the_session(
     assert view_of(ring, "a-prefill").is_suspect
 
 
+async def test_a_worker_that_goes_during_the_open_leaves_the_session_to_another(
+    make_ring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The open may have arrived, but nothing was computed."""
+    ring = await make_ring(num_prefill=2)
+    opened_at: list[str] = []
+    open_there = PrefillCall.open
+
+    async def open_and_lose(call: PrefillCall, *args: Any, **options: Any) -> None:
+        await open_there(call, *args, **options)
+        opened_at.append(call.worker.worker_id)
+        if len(opened_at) == 1:
+            raise call._pool.failure(call.worker, broken_connection())
+
+    monkeypatch.setattr(PrefillCall, "open", open_and_lose)
+    answered = await ring.answer_to("hello", sampling=pb.SamplingParameters(max_tokens=4))
+    assert len(answered.token_ids) == 4
+    assert answered.finished.restarts == 0
+    assert len(set(opened_at)) == 2
+
+
 async def test_without_another_prefill_worker_the_session_fails_at_once(ring: Ring) -> None:
     await ring.worker("prefill").kill()
     session = await ring.opened("hello")
@@ -294,6 +316,15 @@ async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -
     await soon(worker.probe)
     assert not worker.is_suspect
     await pool.close()
+
+
+def broken_connection() -> FakeError:
+    """What gRPC says of a connection that breaks under an RPC."""
+    return FakeError(
+        SimpleNamespace(
+            code=grpc.StatusCode.UNAVAILABLE, details="Socket closed", trailing_metadata=()
+        )
+    )
 
 
 class FakeError:
