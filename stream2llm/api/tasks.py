@@ -9,7 +9,7 @@ leaves `Task.cancelling` of the owner at 1, as if it had been cancelled. `TaskGr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from types import TracebackType
@@ -27,7 +27,7 @@ class TaskGroup(asyncio.TaskGroup):
 
     def create_task(
         self,
-        coro: Coroutine[Any, Any, _T],
+        coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
         *,
         name: str | None = None,
         context: Context | None = None,
