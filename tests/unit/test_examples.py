@@ -44,7 +44,7 @@ def test_one_of_the_two_profiles_is_in_use() -> None:
 def test_random_examples_are_those_of_every_file_that_has_some() -> None:
     show = "show:; @echo $(RANDOM_TESTS)"
     made = subprocess.run(
-        ["make", "--silent", f"--eval={show}", "show"],
+        ["make", "--silent", "--no-print-directory", f"--eval={show}", "show"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     decides = re.compile(r"^@given\b|run_state_machine_as_test|\bTestCase$", re.MULTILINE)
