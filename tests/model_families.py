@@ -62,6 +62,17 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
+_LATENT = {
+    **_EXPERTS,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+}
 _STATE_SPACE = {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1}
 
 
@@ -88,6 +99,8 @@ class Family:
     engine_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     # Part of the error with which such an engine does not start; empty: it works.
     refusal: str = ""
+    # Whether only processors without AVX-512 and AMX refuse it.
+    is_for_larger_cpus: bool = False
     # Digests cover layers whose KV has one size.
     kv_digest: bool = True
 
@@ -113,6 +126,16 @@ FAMILIES = (
         "llama",
         engine_args={"kv_cache_dtype": "fp8"},
         refusal="FP8 KV cache on CPU requires",
+        is_for_larger_cpus=True,
+    ),
+    Family(
+        "DeepSeek V2",
+        "MLA; experts",
+        "deepseek_v2",
+        _LATENT,
+        {"num_gpu_blocks_override": 52},  # of 16 tokens, as its backend has them
+        refusal="a prefill worker needs enable_chunked_prefill=True",
+        is_for_larger_cpus=True,
     ),
     Family("Falcon H1", "state space and full", "falcon_h1", refusal="has state-space layers"),
     Family("Mamba 2", "state space", "mamba2", _STATE_SPACE, refusal="has state-space layers"),

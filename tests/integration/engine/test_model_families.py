@@ -18,9 +18,8 @@ _ROOT = Path(__file__).parents[3]
 
 
 def test_what_works_and_what_is_refused() -> None:
-    # CPUs with these would need the weights to be right, too; the table is of those without.
-    has_fp8 = torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()
-    tried = [family for family in FAMILIES if not (has_fp8 and "on CPU" in family.refusal)]
+    is_large = torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()
+    tried = [family for family in FAMILIES if not (is_large and family.is_for_larger_cpus)]
     command = [sys.executable, "-m", "tests.model_families", *(family.name for family in tried)]
     run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     outcomes = {each["name"]: each["outcome"] for each in map(json.loads, run.stdout.splitlines())}
