@@ -40,7 +40,8 @@ class Outbox:
     async def put(self, event: Event) -> None:
         """Queues an event that must be delivered; returns when there is room for another one.
 
-        A caller that is cancelled in that wait has queued it: what an answer counts is sent.
+        Returns at once where the outbox has ended, and the event is not written. A caller that is
+        cancelled in the wait has queued the event: what an answer counts is sent.
         """
         self._add(event)
         if len(self._queue) > _MAX_QUEUED and not self.is_closed:

@@ -60,7 +60,7 @@ class TaskGroup(asyncio.TaskGroup):
 
 
 def is_cancelled() -> bool:
-    """Whether the present task was cancelled, and may not go on."""
+    """Returns whether the present task was cancelled, and must not go on."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -319,7 +319,7 @@ async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -
 
 
 def broken_connection() -> FakeError:
-    """What gRPC says of a connection that breaks under an RPC."""
+    """Returns the error that gRPC raises when a connection breaks under an RPC."""
     return FakeError(
         SimpleNamespace(
             code=grpc.StatusCode.UNAVAILABLE, details="Socket closed", trailing_metadata=()
