@@ -185,6 +185,7 @@ async def test_a_response_can_be_cancelled(gateway: GatewayRing, client: LaneCli
     first = await client.prepare(user("hello"), **FEW)
     prefill.may_sample.clear()
     await client.send(previous_response_id=first.id, **FEW)
+    await gateway.ring.told(1)
     await soon(gateway.ring.record.sealed.wait())
     await client.connection.send({"type": "response.cancel"})
     events = await client.events()

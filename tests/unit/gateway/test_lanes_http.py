@@ -95,6 +95,7 @@ async def test_requests_of_a_lane_wait_for_each_other(
     first = await create(sdk, user("hello"), **PREWARM)
     prefill.may_sample.clear()
     answering = asyncio.ensure_future(create(sdk, previous_response_id=first.id))
+    await gateway.ring.told(1)
     await soon(gateway.ring.record.sealed.wait())
     waiting = asyncio.ensure_future(create(sdk, previous_response_id=first.id, **PREWARM))
     prefill.may_sample.set()

@@ -262,6 +262,7 @@ async def test_decode_has_a_structured_output_as_soon_as_the_session_is_open(
     sampling.structured_output.regex = "[a-z]+"
     session = await ring.opened(prefix="one", sampling=sampling, handover=mode)
     await soon(ring.decode.fetch_session_came.wait())
+    await ring.told(1)
     (opening,) = ring.decode.fetch_openings
     assert opening.structured_output == sampling.structured_output
     assert ring.record.open.sampling.structured_output == sampling.structured_output

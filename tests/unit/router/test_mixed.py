@@ -167,14 +167,23 @@ async def test_a_long_prompt_goes_past_a_mixed_worker_with_answers_under_way(
     await first.deltas(2)
     waiting = ring.converse()
     await waiting.open("one two ", sampling=SAMPLING)
-    await waiting.next("accepted")
+    prefill = ring.worker("prefill")
+    await until_sessions(mixed, prefill, [1, 1])
     third = ring.converse()
     await third.open(" ".join(["one"] * 200), sampling=SAMPLING)
-    await third.next("accepted")
-    assert [len(w.prefill.records) for w in (mixed, ring.worker("prefill"))] == [1, 2]
+    await until_sessions(mixed, prefill, [1, 2])
     for session in (first, waiting, third):
         session.call.cancel()
     mixed.prefill.may_step.set()
+
+
+async def until_sessions(mixed: Any, prefill: Any, expected: list[int]) -> None:
+    """Until so many sessions have come to each; `Accepted` comes before a worker has heard."""
+
+    async def counts() -> list[int]:
+        return [len(worker.prefill.records) for worker in (mixed, prefill)]
+
+    assert await eventually(counts, lambda found: sum(found) == sum(expected)) == expected
 
 
 async def test_both_kinds_are_used_by_load(make_ring: Any) -> None:
