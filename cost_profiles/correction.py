@@ -122,6 +122,11 @@ class CorrectedCostModel:
         """Returns the seconds to compute tokens [from, to) with [0, from) as context."""
         return self.recompute.factor * self.base.recompute_s(from_token, to_token)
 
+    @property
+    def step_fixed_s(self) -> float:
+        """Seconds of a step that do not depend on what it computes."""
+        return self.recompute.factor * self.base.step_fixed_s
+
     def swap_out_s(self, num_blocks: int) -> float:
         """Returns the seconds to copy blocks to the host."""
         return self.swap_out.factor * self.base.swap_out_s(num_blocks)

@@ -20,7 +20,7 @@ from itertools import combinations
 
 import numpy as np
 
-from cost_profiles.types import RecomputePoint, SwapPoint
+from cost_profiles.types import RecomputePoint, RecomputeSection, SwapPoint
 
 Knot = tuple[int, float]
 
@@ -50,6 +50,18 @@ class Curve:
 def recompute_curve(points: Iterable[RecomputePoint]) -> Curve:
     """Returns the seconds to compute [0, n) from nothing, against n."""
     return _through(recompute_knots(points), highest_power=2)
+
+
+def step_fixed_s(section: RecomputeSection) -> float:
+    """Returns what the line through the two shortest runs has left at no tokens, at least 0.
+
+    Runs of several steps count this part several times, and say nothing of it here.
+    """
+    runs = recompute_knots(section.points)[1:3]
+    if len(runs) < 2 or runs[1][0] > section.token_budget:
+        return 0.0
+    (n0, s0), (n1, s1) = runs
+    return max(s0 - n0 * (s1 - s0) / (n1 - n0), 0.0)
 
 
 def swap_curve(points: Iterable[SwapPoint]) -> Curve:

@@ -13,7 +13,7 @@ Swaps are priced per copy: two copies of n blocks cost a fixed part more than on
 
 from __future__ import annotations
 
-from cost_profiles.curve import recompute_curve, swap_curve
+from cost_profiles.curve import recompute_curve, step_fixed_s, swap_curve
 from cost_profiles.types import CostProfile
 
 
@@ -23,6 +23,7 @@ class CostModel:
     def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
         self._recompute = recompute_curve(profile.recompute.points)
+        self._step_fixed_s = step_fixed_s(profile.recompute)
         self._swap_out = swap_curve(profile.swap_out.points)
         self._swap_in = swap_curve(profile.swap_in.points)
 
@@ -33,6 +34,11 @@ class CostModel:
         if from_token == to_token:
             return 0.0
         return self._recompute.at(to_token) - self._recompute.at(from_token)
+
+    @property
+    def step_fixed_s(self) -> float:
+        """Seconds of a step that do not depend on what it computes; 0 where no points show them."""
+        return self._step_fixed_s
 
     def swap_out_s(self, num_blocks: int) -> float:
         """Returns the seconds to copy blocks to the host."""

@@ -201,6 +201,10 @@ class Costs(Protocol):
     def recompute_s(self, from_token: int, to_token: int) -> float:
         """Returns the seconds to compute tokens [from, to) behind [0, from)."""
 
+    @property
+    def step_fixed_s(self) -> float:
+        """Seconds of a step that do not depend on what it computes."""
+
     def swap_out_s(self, num_blocks: int) -> float:
         """Returns the seconds to copy KV blocks to the host."""
 

@@ -24,6 +24,10 @@ class ScaledCosts:
     def recompute_s(self, from_token: int, to_token: int) -> float:
         return self.recompute * self.base.recompute_s(from_token, to_token)
 
+    @property
+    def step_fixed_s(self) -> float:
+        return self.recompute * self.base.step_fixed_s
+
     def swap_out_s(self, num_blocks: int) -> float:
         return self.swap * self.base.swap_out_s(num_blocks)
 

@@ -41,6 +41,8 @@ class RankIndex:
         self._decoding = RankOrder()
         # Whether guarded sessions go first in this step.
         self.guarded_first = False
+        # Tokens that all sessions together may have computed now.
+        self.num_waiting_tokens = 0
 
     @property
     def policy(self) -> Policy:
@@ -94,6 +96,7 @@ class RankIndex:
         """Adds or repositions a session; returns whether it has a claim."""
         request_id, has_claim = view.request_id, view.has_claim
         self._count_blocks(view)
+        self._count_waiting(view)
         self._views[request_id] = view
         self._moved.add(request_id)
         key = self._policy.serving_key(view, has_claim) if view.num_wanted_tokens else None
@@ -116,11 +119,17 @@ class RankIndex:
         if change:
             self._serving.hold(view.request_id, change)
 
+    def _count_waiting(self, view: RequestView) -> None:
+        before = self._views.get(view.request_id)
+        num_before = before.num_wanted_tokens if before is not None else 0
+        self.num_waiting_tokens += view.num_wanted_tokens - num_before
+
     def drop(self, request_id: str) -> None:
         """Removes a session that has ended, maybe before its first `put`."""
         view = self._views.pop(request_id, None)
         if view is not None:
             self._serving.hold(request_id, -view.num_blocks)
+            self.num_waiting_tokens -= view.num_wanted_tokens
         self._serving.leave(request_id)
         self._moved.discard(request_id)
         self._holding.place(request_id, None)

@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from cost_profiles.types import Costs
 from prefill_worker.deadlines import Deadlines
 from prefill_worker.last_step import LastStep
+from prefill_worker.open_step import Waiting, num_open_tokens
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
 from prefill_worker.preemption import Preemption
@@ -304,9 +306,7 @@ class SessionTable:
 
     def plan(self, limits: StepLimits, ledger: Ledger, preemption: Preemption) -> StepPlan:
         """Makes the plan of this step (phase 1)."""
-        if limits.num_shared_tokens is not None and self._index.is_shared:
-            num_tokens = min(limits.num_tokens, limits.num_shared_tokens)
-            limits = limits._replace(num_tokens=num_tokens)
+        limits = self._with_open_tokens(self._with_shared_tokens(limits), preemption.costs)
         plan = plan_step(self._index, limits, ledger, preemption)
         if plan.does_something:
             return plan
@@ -318,6 +318,18 @@ class SessionTable:
         # No other session could be served, so guarded ones go first.
         self._index.guarded_first = True
         return plan_step(self._index, limits, ledger, preemption)
+
+    def _with_shared_tokens(self, limits: StepLimits) -> StepLimits:
+        if limits.num_shared_tokens is None or not self._index.is_shared:
+            return limits
+        return limits._replace(num_tokens=min(limits.num_tokens, limits.num_shared_tokens))
+
+    def _with_open_tokens(self, limits: StepLimits, costs: Costs) -> StepLimits:
+        if limits.open_step_s is None or not self._index.keeps_sealed_apart:
+            return limits
+        waiting = Waiting(self._index.num_with_work, self._index.num_waiting_tokens)
+        num_tokens = num_open_tokens(waiting, limits.num_tokens, limits.open_step_s, costs)
+        return limits._replace(num_open_tokens=num_tokens)
 
     def _guards_blocked(self, plan: StepPlan) -> bool:
         """Guards the policy's first session where tenants hold what the others would need.

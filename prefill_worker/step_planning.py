@@ -76,7 +76,7 @@ class StepPlanning:
             block_size=self.block_size,
             evicts_whole_requests=self.evicts_whole_requests,
             num_host_slots=self.sessions.swapping.host.num_free,
-            num_open_tokens=self.options.open_token_budget,
             num_shared_tokens=self.options.shared_token_budget,
             prefill_s=self.inter_token.prefill_s,
+            open_step_s=self.options.open_step_s,
         )

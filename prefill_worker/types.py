@@ -211,6 +211,9 @@ class StepLimits(NamedTuple):
     num_shared_tokens: int | None = None
     # Seconds that prefill may take of a step in which answers wait for a token; None: any.
     prefill_s: float | None = None
+    # Seconds that a step without sealed sessions aims at, from which the session table finds
+    # `num_open_tokens`; None: it stays as it is.
+    open_step_s: float | None = None
 
 
 class EvictionReason(StrEnum):

@@ -28,7 +28,7 @@ class WorkerView:
     num_answering: int = 0
 
 
-# A prompt that fills a step of the default `open_token_budget` counts as long.
+# A prompt that keeps a large GPU busy for some tens of milliseconds counts as long.
 _LONG_PROMPT_TOKENS = 2048
 
 

@@ -18,6 +18,7 @@ class LinearCosts:
     """Seconds that can be reckoned in the head."""
 
     token_s: float = 0.0
+    step_fixed_s: float = 0.0
     # Cost of copying one block one way.
     block_s: float = 0.0
     # Fixed cost of each copy.

@@ -83,6 +83,10 @@ class FlatCosts:
     def recompute_s(self, from_token: int, to_token: int) -> float:
         return (to_token - from_token) * self.per_token_s
 
+    @property
+    def step_fixed_s(self) -> float:
+        return 0.0
+
     def swap_out_s(self, num_blocks: int) -> float:
         return num_blocks * self.per_block_s
 

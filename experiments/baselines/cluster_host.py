@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
 from experiments.baselines.engines.messages import HostSpec
-from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from experiments.lab_cluster import lab_cluster
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
@@ -41,7 +40,7 @@ def cluster_config(spec: ClusterHostSpec) -> ClusterConfig:
     """Returns the configuration of the cluster."""
     engine = spec.engine
     worker = {"env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}}
-    prefills = {"offload_pool_gib": 1, "open_token_budget": OPEN_TOKEN_BUDGET}
+    prefills = {"offload_pool_gib": 1}
     first, second = map(str, spec.cores)
     arguments = {
         "block_size": engine.block_size,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.workload.traces.format import Shape
 from stream2llm.workload.traces.targets import TARGETS
 
@@ -20,8 +19,6 @@ TOKEN_SCALE = 1 / 8
 PAPER_TOKENS_PER_S = 8_889 / 0.15
 # Its step budgets, 2,048 and 8,192 tokens, at the scale of the lengths.
 TOKEN_BUDGET: dict[Shape, int] = {"crawler": 256, "anns": 1024}
-# Ours by default, likewise.
-OPEN_TOKEN_BUDGET = round(PrefillOptions().open_token_budget * TOKEN_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

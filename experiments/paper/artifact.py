@@ -55,6 +55,10 @@ class CopiesByBlock:
     def recompute_s(self, from_token: int, to_token: int) -> float:
         return self.base.recompute_s(from_token, to_token)
 
+    @property
+    def step_fixed_s(self) -> float:
+        return self.base.step_fixed_s
+
     def swap_out_s(self, num_blocks: int) -> float:
         return self.block_s * num_blocks
 

@@ -190,9 +190,9 @@ def add_options(parser: ArgumentParser) -> None:
         "--arrivals", type=Arrivals, nargs="+", choices=[*Arrivals], default=[*Arrivals]
     )
     parser.add_argument(
-        "--open-token-budget",
+        "--open-step-target-ms",
         type=int,
-        default=DEFAULTS.open_token_budget,
+        default=DEFAULTS.open_step_target_ms,
         help="of a step without sealed sessions, under policies that keep sealed ones apart",
     )
 
@@ -204,7 +204,7 @@ def main(args: Namespace) -> Iterator[str]:
     memory little is evicted, see the column; `--memory` makes it scarce.
     """
     policy = find_policy(args.policy).name
-    options = PrefillOptions(open_token_budget=args.open_token_budget)
+    options = PrefillOptions(open_step_target_ms=args.open_step_target_ms)
     plan = cells(policy, args.seeds, args.memory, options, args.arrivals)
     found = results(outcomes(plan, args), policy)
     print(f"{table(found, policy)}\n\n{gains_line(found)}")

@@ -141,7 +141,7 @@ def configuration(question: Question, chosen: Trial, decode: DecodeDemand | None
         "replicas": chosen.num_workers,
         **worker,
         "policy": options.prefill.policy,
-        "open_token_budget": options.prefill.open_token_budget,
+        "open_step_target_ms": options.prefill.open_step_target_ms,
         "preemption": options.prefill.preemption.value,
         "offload_pool_gib": options.prefill.offload_pool_gib,
         "engine": {**worker["engine"], "max_num_batched_tokens": budget},

@@ -56,12 +56,13 @@ InterTokenTarget = Annotated[
         " `mixed.inter_token_target_ms`; by default prefill may fill it.",
     ),
 ]
-OpenTokenBudget = Annotated[
+OpenStepTarget = Annotated[
     int | None,
     typer.Option(
+        "--open-step-target-ms",
         min=1,
-        help="Token budget of a step without sealed sessions, under policies that keep sealed ones "
-        "apart (srpf); by default the cluster's.",
+        help="Milliseconds that a step without sealed sessions takes at most, under policies that keep sealed ones "
+        "apart (srpf); by default `prefill.open_step_target_ms`'s.",
     ),
 ]
 
@@ -95,7 +96,7 @@ def trace(
     ] = None,
     host_gib: HostGib = None,
     token_budget: TokenBudget = None,
-    open_token_budget: OpenTokenBudget = None,
+    open_step_target_ms: OpenStepTarget = None,
     prefill: Annotated[
         int | None,
         typer.Option(
@@ -180,7 +181,7 @@ def trace(
         options = options_of(
             preemption=preemption,
             offload_pool_gib=host_gib,
-            open_token_budget=open_token_budget,
+            open_step_target_ms=open_step_target_ms,
             handover=handover,
             inter_token_target_ms=inter_token_target_ms,
         )

@@ -269,9 +269,9 @@ class PrefillWorker:
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
-            settings.options.open_token_budget,
-            settings.options.shared_token_budget,
-            self._inter_token.prefill_s,
+            num_shared_tokens=settings.options.shared_token_budget,
+            prefill_s=self._inter_token.prefill_s,
+            open_step_s=settings.options.open_step_s,
         )
 
     def _evict(self, eviction: Eviction) -> int:

@@ -70,6 +70,7 @@ def test_it_is_the_ranking_of_sorting_anew(changes: list[RequestView | str | Pol
         assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
         assert index.num_with_claim == sum(view.has_claim for view in known.values())
         assert index.num_with_work == len(list(index.to_serve()))
+        assert index.num_waiting_tokens == sum(view.num_wanted_tokens for view in known.values())
         assert len(index) == len(known)
 
 

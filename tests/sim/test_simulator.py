@@ -119,15 +119,15 @@ def test_steps_for_open_sessions_alone_are_as_short_as_they_are_told() -> None:
     """What an update replaces is further from being computed; fcfs knows no such steps."""
     asked = workload("anns", rate=2.0)
     runs = {
-        (policy, budget): play_trace(
-            MACHINE, Way(options(policy, open_token_budget=budget)), asked, "t"
+        (policy, target_ms): play_trace(
+            MACHINE, Way(options(policy, open_step_target_ms=target_ms)), asked, "t"
         )
         for policy in ("srpf", "fcfs")
-        for budget in (512, 2048)
+        for target_ms in (8, 160)
     }
     invalidated = {key: run.counters["invalidated_tokens"] for key, run in runs.items()}
-    assert invalidated["srpf", 512] < invalidated["srpf", 2048]
-    assert runs["fcfs", 512] == runs["fcfs", 2048]
+    assert invalidated["srpf", 8] < invalidated["srpf", 160]
+    assert runs["fcfs", 8] == runs["fcfs", 160]
 
 
 def test_answers_are_decoded_after_their_kv_has_crossed() -> None:

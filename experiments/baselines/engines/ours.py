@@ -14,7 +14,6 @@ from dataclasses import asdict
 
 from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from experiments.baselines.engines.stock import HOST, common_args, empty_cache, settings_of
-from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
 from stream2llm.api.sampling import SamplingParameters
@@ -41,7 +40,6 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         engine_args=common_args(spec),
         options=WorkerOptions(
             prefill=PrefillOptions(
-                open_token_budget=OPEN_TOKEN_BUDGET,
                 offload_pool_gib=OFFLOAD_POOL_GIB,
                 preemption=spec.preemption,
             )

@@ -45,12 +45,13 @@ class PrefillOptions(FrozenModel):
     starvation_guard_steps: int = Field(default=1000, ge=1)
     """Starvation bound: engine steps after which a session with uncomputed tokens is served before
     all others in every fourth step, whatever the policy ranks first."""
-    # Over 8,192 tokens, simulated sessions of a vector search have a fifth less TTFT at P50 on the
-    # paper's H200; shorter steps cost P95 of a crawler (docs/benchmark-results.md).
-    open_token_budget: int = Field(default=2048, ge=1)
-    """Token budget of a step without sealed sessions, under policies that keep sealed sessions apart
-    (`srpf`; one of your own with `keeps_sealed_apart`). A session sealed during such a step waits for
-    its end; much smaller budgets cost throughput."""
+    # Large GPUs compute their longest steps in less. For a slow one it is a bound that costs little
+    # throughput (docs/benchmark-results.md).
+    open_step_target_ms: int = Field(default=160, ge=1)
+    """Milliseconds that a step without sealed sessions takes at most, by learned costs, under policies
+    that keep sealed sessions apart (`srpf`; one of your own with `keeps_sealed_apart`). A session
+    sealed during such a step waits for its end. Such a step has at most 2048 tokens, fewer where
+    little work waits, and at least 512, or what four times the fixed part of a step computes."""
     # A step of 8,192 tokens takes 0.13 s on two H200, in which a light client's prompt of 1,000
     # tokens is computed seven times over.
     shared_token_budget: int = Field(default=1024, ge=1)
@@ -71,6 +72,11 @@ class PrefillOptions(FrozenModel):
     def offload_pool_bytes(self) -> int:
         """Host memory for swapped KV."""
         return int(self.offload_pool_gib * GIB)
+
+    @property
+    def open_step_s(self) -> float:
+        """Seconds that a step without sealed sessions takes at most."""
+        return self.open_step_target_ms / 1000
 
     @property
     def import_paths(self) -> tuple[str, ...]:

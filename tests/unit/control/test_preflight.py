@@ -165,7 +165,7 @@ def test_cores_are_given_in_turn() -> None:
         ({"policy": None}, r"prefill\.policy: .*valid string"),
         ({"starvation_guard_steps": 0}, r"prefill\.starvation_guard_steps: .*greater than or equal to 1.*got 0"),
         ({"starvation_guard_steps": "soon"}, r"prefill\.starvation_guard_steps: .*integer.*'soon'"),
-        ({"open_token_budget": 0}, r"prefill\.open_token_budget: .*greater than or equal to 1.*got 0"),
+        ({"open_step_target_ms": 0}, r"prefill\.open_step_target_ms: .*greater than or equal to 1.*got 0"),
     ],
 )  # fmt: skip
 def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
@@ -203,12 +203,12 @@ def test_a_worker_that_starts_with_another_policy_still_knows_the_configured_one
 
 def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
     config = a_config(
-        prefill={"policy": "mcps", "starvation_guard_steps": 7, "open_token_budget": 512}
+        prefill={"policy": "mcps", "starvation_guard_steps": 7, "open_step_target_ms": 512}
     )
     launches = lay_out(config, a_model(tmp_path), {}, Factories())
     by_name: dict[str, Any] = {launch.name: launch.spec for launch in launches}
     assert by_name["prefill-0"].options.prefill == PrefillOptions(
-        policy="mcps", starvation_guard_steps=7, open_token_budget=512
+        policy="mcps", starvation_guard_steps=7, open_step_target_ms=512
     )
     with pytest.raises(InvalidRequestError, match=r"unknown key decode\.policy"):
         a_config(decode={"policy": "mcps"})

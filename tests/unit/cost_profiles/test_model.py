@@ -36,6 +36,21 @@ def test_the_steps_of_one_chunked_run_make_the_same_curve_as_runs_from_nothing()
         assert of_steps.recompute_s(0, end) == pytest.approx(of_runs.recompute_s(0, end))
 
 
+def test_the_fixed_part_of_a_step_is_what_the_shortest_runs_have_beside_their_tokens() -> None:
+    def fixed_s(*points: tuple[int, int, float]) -> float:
+        return CostModel(a_profile(recompute=a_recompute(points))).step_fixed_s
+
+    assert fixed_s((100, 0, 0.03), (200, 0, 0.05), (400, 0, 0.06)) == pytest.approx(0.01)
+    assert fixed_s((100, 0, 0.03), (100, 100, 0.02)) == pytest.approx(0.01)
+    assert fixed_s((100, 0, 0.03), (200, 0, 0.08)) == 0.0  # attention grows faster
+    assert fixed_s((100, 0, 0.03)) == 0.0
+
+
+def test_runs_of_several_steps_do_not_show_the_fixed_part_of_one() -> None:
+    points = ((100, 0, 0.03), (100_000, 0, 3.0))
+    assert CostModel(a_profile(recompute=a_recompute(points))).step_fixed_s == 0.0
+
+
 def test_a_point_may_begin_at_any_earlier_end() -> None:
     points = [RecomputePoint(100, 0, 1.0), RecomputePoint(100, 100, 2.0)]
     assert recompute_knots([*points, RecomputePoint(300, 100, 7.0)])[1:] == [

@@ -12,7 +12,8 @@ from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.starvation_guard import StarvationGuard
 from prefill_worker.types import StepPlan
-from tests.builders import BY_RANK, a_ledger, limits
+from stream2llm.api.tenant import TenantShare
+from tests.builders import BY_RANK, LinearCosts, a_ledger, a_preemption, limits
 
 
 def a_table(policy: str = "fcfs", starvation_guard_steps: int = 3) -> SessionTable:
@@ -51,6 +52,38 @@ def a_table_with_a_guarded_session() -> tuple[SessionTable, SessionState]:
     for _ in range(4):
         step(table)
     return table, state
+
+
+def test_a_step_for_open_sessions_is_as_long_as_the_work_that_waits_deserves() -> None:
+    table = a_table("srpf")
+    opened(table, "open", known=10_001)
+    preemption = a_preemption(costs=LinearCosts(token_s=0.001))
+
+    def num_granted(target_s: float | None, **changes: int) -> int:
+        bounds = limits(tokens=4096, **changes)._replace(open_step_s=target_s)
+        return sum(g.num_tokens for g in table.plan(bounds, a_ledger(), preemption).grants)
+
+    assert num_granted(None) == 4096
+    assert num_granted(0.9) == 900
+    assert num_granted(9.0) == 2048
+    assert num_granted(9.0, open_tokens=7) == 2048
+    table.update("open", 4001, 0, 0)
+    assert num_granted(1.8) == 1000  # a quarter
+    opened(table, "another", known=2)
+    opened(table, "third", known=2)
+    assert num_granted(1.8) == 1800
+    opened(table, "sealed", known=4096, sealed=True)
+    assert num_granted(1.8) == 4096
+
+
+def test_a_step_for_open_sessions_has_no_more_than_one_that_tenants_share() -> None:
+    table = a_table("srpf")
+    for name in ("a", "b"):
+        table.open(name, revision=1, sealed=False, tenant=TenantShare(name, 1.0, 0))
+        table.update(name, 5001, 0, 0)
+    bounds = limits(tokens=4096)._replace(num_shared_tokens=512, open_step_s=100.0)
+    plan = table.plan(bounds, a_ledger(), BY_RANK)
+    assert sum(grant.num_tokens for grant in plan.grants) == 512
 
 
 def test_a_session_that_waits_too_long_goes_first(table: SessionTable) -> None:
