@@ -28,7 +28,7 @@ class Waiting(NamedTuple):
     """The work that waits."""
 
     num_sessions: int
-    # Of all of them together.
+    # All of theirs together.
     num_tokens: int
 
 
