@@ -11,12 +11,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from decode_worker.fetching import KvPrefetchMixin
+from stream2llm.engine.cache_events import CacheEvents
 from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.engine.timed_steps import TimedSteps
 from stream2llm.serving.observability import logs
 
 
-class DecodeScheduler(KvPrefetchMixin, TimedSteps, Scheduler):
+class DecodeScheduler(KvPrefetchMixin, TimedSteps, CacheEvents, Scheduler):
     """The scheduler for `async_scheduling=False`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -25,7 +26,7 @@ class DecodeScheduler(KvPrefetchMixin, TimedSteps, Scheduler):
         exit_with_parent()
 
 
-class AsyncDecodeScheduler(KvPrefetchMixin, TimedSteps, AsyncScheduler):
+class AsyncDecodeScheduler(KvPrefetchMixin, TimedSteps, CacheEvents, AsyncScheduler):
     """The scheduler for `async_scheduling=True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

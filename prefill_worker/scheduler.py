@@ -46,6 +46,7 @@ from prefill_worker.request_tokens import event_or_command, num_to_sample
 from prefill_worker.scheduler_parts import create_parts
 from prefill_worker.session_state import ContextEvent
 from prefill_worker.settings import require_settings
+from stream2llm.engine.cache_events import CacheEvents
 from stream2llm.engine.grammar_scheduling import StructuredOutputMixin
 from stream2llm.engine.grammar_state import is_grammar_order
 from stream2llm.engine.orphan_guard import exit_with_parent
@@ -55,7 +56,7 @@ from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.serving.system.clock import SystemClock
 
 
-class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
+class PrefillScheduler(StructuredOutputMixin, TimedSteps, CacheEvents, Scheduler):
     """The scheduler of a prefill worker's engine."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

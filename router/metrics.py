@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry
 
+from router.cache_metrics import CacheMetrics
 from router.recovery import Cause
 from router.tenant_metrics import TTFT_S, TenantMetrics
 from stream2llm.api.handover import HandoverMode
@@ -209,6 +210,7 @@ class RouterMetrics:
             model,
         )
         self.tenants = TenantMetrics(make, model, tenants)
+        self.caches = CacheMetrics(make, model)
         self._admissions.show("holds", "warned", "refused", "unknown")
         self._deadlines.show("met", "missed")
         self._active.show(*Phase)

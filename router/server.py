@@ -106,6 +106,7 @@ class Router:
                 ),
                 self._background,
                 clock=clock,
+                cache_metrics=metrics.caches,
             ),
             sessions=OpenSessions(
                 spec.limits,
@@ -196,7 +197,7 @@ class Router:
             await self._server.stop(None)
         # Cancelled sessions still have to end their worker RPCs and release hand-overs.
         await self._parts.sessions.wait_empty(_CANCEL_GRACE_S)
-        self._parts.workers.stop_probes()
+        self._parts.workers.stop_tasks()
         await self._background.close(_BACKGROUND_GRACE_S)
         await self._parts.workers.close()
         self._parts.text.close()

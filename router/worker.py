@@ -32,6 +32,7 @@ class Link:
         self.decode: Any = worker_pb2_grpc.DecodeServiceStub(self._multiplexed)
         self.handover: Any = worker_pb2_grpc.HandoverServiceStub(calls)
         self.status: Any = worker_pb2_grpc.WorkerServiceStub(calls)
+        self.cache: Any = worker_pb2_grpc.CacheServiceStub(calls)
         self._num_users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,6 +85,8 @@ class Worker:
         self.drain_by_s: float | None = None
         # Runs while the worker is suspect.
         self.probe: asyncio.Task[None] | None = None
+        # Follows what it has cached, as long as it is in the view.
+        self.cache_watch: asyncio.Task[None] | None = None
         # That of new sessions; those that are open stay on theirs.
         self.link = Link(address, channels)
 
@@ -138,10 +141,11 @@ class Worker:
             self.num_answering,
         )
 
-    def stop_probe(self) -> None:
-        """Stops checking whether the worker answers."""
-        if self.probe is not None:
-            self.probe.cancel()
+    def stop_tasks(self) -> None:
+        """Stops checking whether the worker answers, and following what it has cached."""
+        for task in (self.probe, self.cache_watch):
+            if task is not None:
+                task.cancel()
 
     def is_same_process(self, address: WorkerAddress) -> bool:
         """Whether an address of a newer view still means this process."""

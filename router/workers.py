@@ -19,6 +19,9 @@ import grpc
 
 from router.absence import Absences
 from router.background import Background
+from router.cache_metrics import CacheMetrics
+from router.cache_watch import CacheWatch
+from router.cached_blocks import CachedBlocks
 from router.placement import counts_as, pick, serves_as
 from router.status import WORKER_LOST, worker_error
 from router.worker import Link, Worker, answers
@@ -45,7 +48,12 @@ class WorkerPool:
         background: Background,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Clock | None = None,
+        cache_metrics: CacheMetrics | None = None,
     ) -> None:
+        """Without `cache_metrics` it is not followed what the workers have cached."""
+        self._cache_metrics = cache_metrics
+        # What the workers have cached, as far as they have told it.
+        self.cached = CachedBlocks()
         self._sleep = sleep
         self._clock = clock or SystemClock()
         self._absences = Absences()
@@ -77,8 +85,15 @@ class WorkerPool:
                 self._retire(worker)
         for worker_id, address in addresses.items():
             if worker_id not in self._workers:
-                self._workers[worker_id] = Worker(address, self._channels)
+                self._workers[worker_id] = worker = Worker(address, self._channels)
+                self._watch_cache(worker)
                 self._can_be_used(worker_id)
+
+    def _watch_cache(self, worker: Worker) -> None:
+        if self._cache_metrics is not None:
+            watch = CacheWatch(worker, self.cached, self._cache_metrics, self._sleep)
+            name = f"watch-cache-{worker.worker_id}"
+            worker.cache_watch = self._background.start(watch.run(), name)
 
     def _note_draining(self, view: ClusterView) -> None:
         """Those that had left an earlier view are not known any more, and their sessions know."""
@@ -173,10 +188,10 @@ class WorkerPool:
         """Frees KV that will not be read. Returns at once; the work runs in the background."""
         self._background.start(self._release_handover(request), "release-handover")
 
-    def stop_probes(self) -> None:
-        """Stops all probes when the router ends."""
+    def stop_tasks(self) -> None:
+        """Stops what runs for the workers when the router ends."""
         for worker in self._workers.values():
-            worker.stop_probe()
+            worker.stop_tasks()
 
     async def close(self) -> None:
         """Closes every channel, which ends RPCs on them."""
@@ -207,7 +222,7 @@ class WorkerPool:
     def _retire(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]
         self._cannot_be_used(worker)
-        worker.stop_probe()
+        worker.stop_tasks()
         self._close_when_idle(worker.worker_id, worker.link)
 
     def _suspect(self, worker: Worker) -> None:

@@ -20,6 +20,8 @@ from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA, NO_FETCHED
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.cache_log import CacheLog
+from stream2llm.engine.cache_service import CacheService
 from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.grpc_access import RequireClusterToken
@@ -35,6 +37,8 @@ from tests.tiny_model import EOS
 
 MAX_MODEL_LEN = 1000
 NUM_BLOCKS = 100
+BLOCK_SIZE = 16
+HASH_ROOT = bytes(32)
 
 
 @dataclass
@@ -478,6 +482,8 @@ class FakeWorker:
         self.is_ready = True
         self.prefill = FakePrefill(brain)
         self.decode = FakeDecode(brain)
+        # What it says that it has cached.
+        self.cache = CacheLog()
         self._server: Any = None
         self.address: WorkerAddress
 
@@ -494,6 +500,8 @@ class FakeWorker:
             worker_pb2_grpc.add_HandoverServiceServicer_to_server(self.decode, self._server)
         worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, self._server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeStatus(self), self._server)
+        cache = CacheService(self.cache, BLOCK_SIZE, HASH_ROOT)
+        worker_pb2_grpc.add_CacheServiceServicer_to_server(cache, self._server)
         port = add_port(self._server, f"127.0.0.1:{port}", self._certificates, for_peers=True)
         await self._server.start()
         self.address = WorkerAddress(
@@ -504,7 +512,7 @@ class FakeWorker:
             pids=(pid,),
             max_model_len=MAX_MODEL_LEN,
             num_kv_blocks=self.num_blocks,
-            block_size=16,
+            block_size=BLOCK_SIZE,
         )
         return self.address
 

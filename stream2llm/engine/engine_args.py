@@ -14,6 +14,7 @@ from stream2llm.engine import answer_processors_v2 as v2
 from stream2llm.engine.answer_bad_words import AnswerBadWords
 from stream2llm.engine.answer_penalty import AnswerPenalty
 from stream2llm.engine.arguments import RESERVED
+from stream2llm.engine.cache_events import kv_events
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
@@ -90,6 +91,7 @@ def engine_args(
         return WorkerEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
+            kv_events_config=kv_events(),
             enable_log_requests=False,
             **own_args,
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from stream2llm.engine.cache_log import CACHE_KEY, CacheChange, CacheLog
+
 
 class EngineStats:
     """The newest KV usage of an engine, and the durations of its NIXL reads.
@@ -21,6 +23,8 @@ class EngineStats:
         on_connector: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.kv_usage = 0.0
+        # What the engine's prefix cache has.
+        self.cache = CacheLog()
         self._on_transfer = on_transfer
         self._on_connector = on_connector
 
@@ -37,10 +41,19 @@ class EngineStats:
         if scheduler_stats is None:
             return
         self.kv_usage = scheduler_stats.kv_cache_usage
+        self._take_cache_change(scheduler_stats)
         for stats in _connectors(scheduler_stats.kv_connector_stats or {}):
             for seconds, num_bytes in _transfers(stats):
                 self._on_transfer(float(seconds), int(num_bytes))
             self._on_connector(stats)
+
+    def _take_cache_change(self, scheduler_stats: Any) -> None:
+        """Takes our part out of the connector's figures: vLLM's own loggers come next."""
+        stats = scheduler_stats.kv_connector_stats
+        if stats and CACHE_KEY in stats:
+            others = {key: value for key, value in stats.items() if key != CACHE_KEY}
+            scheduler_stats.kv_connector_stats = others or None
+            self.cache.apply(CacheChange.from_wire(stats[CACHE_KEY]))
 
 
 def _connectors(stats: dict[str, Any]) -> list[dict[str, Any]]:

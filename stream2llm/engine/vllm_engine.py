@@ -28,6 +28,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.trace_context import TraceContext
+from stream2llm.engine.cache_events import hash_root
 from stream2llm.engine.engine_args import engine_args
 from stream2llm.engine.output_stream import OutputStream, engine_error
 from stream2llm.engine.sign_of_life import SignOfLife
@@ -128,6 +129,11 @@ class Engine:
             block_size=config.cache_config.block_size,
             vocab_size=model.get_vocab_size(),
         )
+
+    @property
+    def hash_root(self) -> bytes:
+        """What hashes of blocks are chained to; empty where the engine does not tell its blocks."""
+        return hash_root(self._llm.vllm_config)
 
     @property
     def is_dead(self) -> bool:

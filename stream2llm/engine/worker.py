@@ -25,6 +25,7 @@ from stream2llm.api.grpc_options import server_options
 from stream2llm.api.loopback import is_loopback
 from stream2llm.api.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from stream2llm.engine import listening, side_channel
+from stream2llm.engine.cache_service import CacheService
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker_metrics import GrammarMetrics, WorkerGauges
 from stream2llm.engine.worker_sessions import WorkerSessions
@@ -193,6 +194,9 @@ class EngineWorker(ABC):
         self.add_services(server, multiplexed)
         worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
+        engine = self.engine
+        cache = CacheService(engine.stats.cache, engine.info.block_size, engine.hash_root)
+        worker_pb2_grpc.add_CacheServiceServicer_to_server(cache, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         port = add_port(server, f"{self.spec.host}:0", self.certificates, for_peers=True)
         await server.start()

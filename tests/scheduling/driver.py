@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.v1.core.kv_cache_utils import get_block_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
@@ -21,6 +22,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.engine.cache_log import CACHE_KEY, CacheChange, CacheLog
 from stream2llm.serving.sessions.prefix import common_prefix_len
 from stream2llm.workload.document_orders import num_leading
 from tests.builders import FrozenCosts, LinearCosts
@@ -92,6 +94,8 @@ class SchedulerDriver:
         # What came back on the control channel.
         self.reports: list[SchedulerReport] = []
         self.last_step: SchedulerOutput | None = None
+        # As the worker's process has it.
+        self.cache = CacheLog()
         self._answers: dict[str, list[int]] = {}
         self._leases: dict[str, Lease] = {}
         self._hasher = block_hasher(self.settings)
@@ -209,6 +213,20 @@ class SchedulerDriver:
         for client_outputs in by_client.values():
             for told in client_outputs.outputs:
                 self._take(told)
+            self._take_cache_change(client_outputs.scheduler_stats)
+        if not self.scheduler.kv_cache_manager.block_pool.kv_event_queue:  # else with the next step
+            assert self.cache.held == self.cached_hashes()
+
+    def _take_cache_change(self, stats: Any) -> None:
+        told = (stats.kv_connector_stats or {}) if stats is not None else {}
+        if CACHE_KEY in told:
+            self.cache.apply(CacheChange.from_wire(told[CACHE_KEY]))
+
+    def cached_hashes(self) -> set[int]:
+        """What the engine's prefix cache has now, as workers tell it."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        keys = pool.cached_block_hash_to_block._cache
+        return {int.from_bytes(get_block_hash(key)[-8:], "big") for key in keys}
 
     def run(self, max_steps: int = 1000) -> int:
         """Steps until there is nothing to compute; how many it took."""

@@ -28,6 +28,7 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
 from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.scheduler import PrefillScheduler
+from stream2llm.engine.cache_events import kv_events
 from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
     PrefillOptions,
@@ -127,6 +128,7 @@ def create_config(settings: EngineSettings) -> VllmConfig:
         "max_num_seqs": settings.step_requests,
         "max_model_len": settings.max_model_len,
         "kv_transfer_config": _kv_transfer(settings),
+        "kv_events_config": kv_events(),
     }
     args = {**fixed, **settings.engine_args}
     with engine_environment():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
+
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
@@ -35,6 +37,13 @@ class CountedStreams(MultiplexService):
             await super().Connect(requests, context)
         finally:
             self.num_streams -= 1
+
+
+class _UntoldCache(worker_pb2_grpc.CacheServiceServicer):
+    """As of a worker that does not know the service."""
+
+    async def WatchCache(self, request: Any, context: Any) -> None:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
 
 class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
@@ -74,6 +83,7 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
             worker_pb2_grpc.add_HandoverServiceServicer_to_server(decode, server)
         worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
+        worker_pb2_grpc.add_CacheServiceServicer_to_server(_UntoldCache(), server)
         port = server.add_insecure_port(f"{node}:0")
         await server.start()
         if self.planned is not None:

@@ -330,3 +330,27 @@ class GetWorkerStatusResponse(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     worker: _inference_pb2.WorkerInfo
     def __init__(self, worker: _Optional[_Union[_inference_pb2.WorkerInfo, _Mapping]] = ...) -> None: ...
+
+class WatchCacheRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchCacheResponse(_message.Message):
+    __slots__ = ("sequence", "begin", "removed", "added")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    begin: CacheBegin
+    removed: bytes
+    added: bytes
+    def __init__(self, sequence: _Optional[int] = ..., begin: _Optional[_Union[CacheBegin, _Mapping]] = ..., removed: _Optional[bytes] = ..., added: _Optional[bytes] = ...) -> None: ...
+
+class CacheBegin(_message.Message):
+    __slots__ = ("block_size", "hash_root")
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HASH_ROOT_FIELD_NUMBER: _ClassVar[int]
+    block_size: int
+    hash_root: bytes
+    def __init__(self, block_size: _Optional[int] = ..., hash_root: _Optional[bytes] = ...) -> None: ...

@@ -464,3 +464,85 @@ class WorkerService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CacheServiceStub(object):
+    """CacheService runs on every worker.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.WatchCache = channel.unary_stream(
+                '/stream2llm.v1.CacheService/WatchCache',
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.WatchCacheRequest.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.WatchCacheResponse.FromString,
+                _registered_method=True)
+
+
+class CacheServiceServicer(object):
+    """CacheService runs on every worker.
+    """
+
+    def WatchCache(self, request, context):
+        """WatchCache tells which KV blocks enter and leave the worker's prefix cache: first all
+        that it holds, then each change. It lasts until the router ends it. A router that reads
+        too slowly is told everything anew. A message comes every few seconds, an empty one where
+        nothing has changed. Blocks are told by vLLM's hash of all tokens up to a block's end and
+        the cache salt, shortened to its last 64 bits, the highest first, here in eight bytes, the
+        lowest first. A worker that cannot tell its blocks holds none: prefix caching is off, or
+        hashes in another way than SHA-256.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CacheServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'WatchCache': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCache,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.WatchCacheRequest.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.WatchCacheResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stream2llm.v1.CacheService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stream2llm.v1.CacheService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CacheService(object):
+    """CacheService runs on every worker.
+    """
+
+    @staticmethod
+    def WatchCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stream2llm.v1.CacheService/WatchCache',
+            stream2llm_dot_v1_dot_worker__pb2.WatchCacheRequest.SerializeToString,
+            stream2llm_dot_v1_dot_worker__pb2.WatchCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

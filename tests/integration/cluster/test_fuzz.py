@@ -84,6 +84,7 @@ RPCS = {
     "DecodeService/Decode": Rpc(_a_first_token, rpcs.decode),
     "HandoverService/ReleaseHandover": Rpc(_a_first_token, rpcs.release),
     "MultiplexService/Connect": Rpc(_nothing, rpcs.connect),
+    "CacheService/WatchCache": Rpc(_nothing, lambda _: [worker.WatchCacheRequest()]),
     "WorkerService/GetWorkerStatus": Rpc(_nothing, lambda _: [worker.GetWorkerStatusRequest()]),
 }
 

@@ -108,7 +108,7 @@ async def test_grpc_says_that_nothing_has_arrived(rpc: Any, unreachable: Any) ->
         await soon(rpc(pool, worker))
     assert caught.value.reason == WORKER_LOST
     assert worker.is_suspect
-    pool.stop_probes()
+    pool.stop_tasks()
     await pool.close()
     await background.close(0)
 
@@ -255,7 +255,7 @@ async def decode() -> Any:
 
 async def released(pool: WorkerPool, background: Background) -> None:
     """Waits for the release that runs."""
-    pool.stop_probes()
+    pool.stop_tasks()
     await soon(background.close(5))
 
 
