@@ -9,7 +9,7 @@ from stream2llm.serving.settings.worker_spec import Role
 
 
 class Told(StrEnum):
-    """Why a worker gives a full account of its cache."""
+    """Why a worker gives a full report of its cache."""
 
     # The router has just learned of it.
     FIRST = "first"
@@ -28,15 +28,15 @@ class CacheMetrics:
         self._blocks = ByLabel(
             make.gauge(
                 "cached_blocks_known",
-                "KV blocks that workers have told this router are in their prefix caches, by role.",
+                "KV blocks that workers have reported to be in their prefix caches, by role.",
                 "role",
             ),
             model,
         )
-        self._accounts = ByLabel(
+        self._reports = ByLabel(
             make.counter(
-                "cache_accounts",
-                "Full accounts that workers gave of their prefix caches, by reason: first,"
+                "cache_reports",
+                "Full reports that workers gave of their prefix caches, by reason: first,"
                 " reconnected, after_gap, too_slow.",
                 "reason",
             ),
@@ -45,15 +45,15 @@ class CacheMetrics:
         self._lost = make.counter(
             "cache_messages_lost", "Messages about workers' prefix caches that did not arrive."
         ).labels(model)
-        self._accounts.show(*Told)
+        self._reports.show(*Told)
 
     def knows(self, role: Role, num_more: int) -> None:
         """So many more blocks are known of workers of that role."""
         self._blocks[role].inc(num_more)
 
     def told(self, why: Told) -> None:
-        """A worker has begun a full account."""
-        self._accounts[why].inc()
+        """A worker has begun a full report."""
+        self._reports[why].inc()
 
     def lost(self, num_messages: int) -> None:
         """So many messages did not arrive."""

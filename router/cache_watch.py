@@ -46,10 +46,10 @@ class CacheWatch:
         self._metrics = metrics
         self._sleep = sleep
         self._silent_after_s = silent_after_s
-        # Of the messages of the present stream.
+        # Counts the messages of the present stream.
         self._sequence = 0
         self._num_failures = 0
-        # Why the next full account comes.
+        # Why the next full report comes.
         self._why = Told.FIRST
         # As the metrics have it.
         self._num_known = 0
@@ -96,7 +96,7 @@ class CacheWatch:
         if message.HasField("begin"):
             self._begin(message.begin)
         elif self._sequence == 1:
-            raise _BrokenError("it does not begin with a full account")
+            raise _BrokenError("it does not begin with a full report")
         if self._cached.format_of(worker_id) is not None:
             removed = from_wire(message.removed, "removed")
             self._cached.change(worker_id, from_wire(message.added, "added"), removed)

@@ -1,6 +1,6 @@
-"""Which leading KV blocks of a sequence each worker has: what workers have told, and what is under way. Pure.
+"""Which leading KV blocks of a sequence each worker has: what they have reported, and what is under way. Pure.
 
-A worker that has told nothing holds nothing: it is new, was restarted, is silent, or cannot tell.
+A worker that has reported nothing holds nothing: it is new, was restarted, is silent, or cannot report.
 Blocks that this router has sent a worker the tokens of count as held until the worker's own word
 has caught up, or the session ends. Memory is bounded by the workers' own: no worker holds more
 blocks than its KV memory has, some 100 bytes each.
@@ -31,9 +31,9 @@ class _Blocks:
 
     format: BlockFormat
     max_blocks: int
-    # Told or sent.
+    # Reported or sent.
     known: set[int] = field(default_factory=set)
-    # Sent and not told, the oldest first.
+    # Sent and not reported, the oldest first.
     sent: dict[int, None] = field(default_factory=dict)
 
 
@@ -43,10 +43,10 @@ class CachedBlocks:
     def __init__(self) -> None:
         self._workers: dict[str, _Blocks] = {}
 
-    # -- what workers tell ------------------------------------------------------------
+    # -- what workers report ------------------------------------------------------------
 
     def begin(self, worker_id: str, block_format: BlockFormat, max_blocks: int) -> None:
-        """The worker begins a full account: what it told before no longer holds."""
+        """The worker begins a full report: what it reported before no longer holds."""
         before = self._workers.get(worker_id)
         blocks = _Blocks(block_format, max_blocks)
         if before is not None and before.format == block_format:
@@ -84,7 +84,7 @@ class CachedBlocks:
             del blocks.sent[oldest]
 
     def ended(self, worker_id: str, hashes: Iterable[int]) -> None:
-        """Of blocks that were sent, those that the worker has not told will not come any more."""
+        """Blocks that were sent and that the worker has not reported will not come any more."""
         blocks = self._workers.get(worker_id)
         if blocks is None or not blocks.sent:
             return
@@ -96,12 +96,12 @@ class CachedBlocks:
     # -- what is known --------------------------------------------------------------------
 
     def format_of(self, worker_id: str) -> BlockFormat | None:
-        """Returns how the worker makes hashes; None while it tells nothing."""
+        """Returns how the worker makes hashes; None while it reports nothing."""
         blocks = self._workers.get(worker_id)
         return None if blocks is None else blocks.format
 
     def num_told(self, worker_id: str) -> int:
-        """Returns how many blocks the worker has told that it holds."""
+        """Returns how many blocks the worker has reported."""
         blocks = self._workers.get(worker_id)
         return 0 if blocks is None else len(blocks.known) - len(blocks.sent)
 

@@ -28,7 +28,7 @@ RESERVED: Mapping[str, str] = {
     "model": "the key `model` at the top level names the model",
     "scheduler_cls": "the engines run our schedulers",
     "kv_transfer_config": "`handover` and `prefill.preemption` describe how KV moves",
-    "kv_events_config": "routers are told what the engines have cached, in our own way",
+    "kv_events_config": "the engines' caches are reported to routers, without a port of their own",
     "additional_config": "it carries our settings into the engine",
     "logits_processors": "penalties on the first token need ours",
     "disable_hybrid_kv_cache_manager": "layers with a window keep their KV: updates may need it",

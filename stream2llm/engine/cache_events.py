@@ -39,7 +39,7 @@ def kv_events() -> KVEventsConfig:
 
 
 def hash_root(config: VllmConfig) -> bytes:
-    """Returns what EngineCore chains first blocks to; empty where no hashes are told."""
+    """Returns what EngineCore chains first blocks to; empty where no hashes are reported."""
     cache = config.cache_config
     is_known = cache.prefix_caching_hash_algo == ALGORITHM
     if not is_known or not cache.enable_prefix_caching:

@@ -1,8 +1,8 @@
 """Which blocks an engine's prefix cache has, and how that changed lately. Pure.
 
 EngineCore sends with each step the hashes that entered and left the cache (cache_events.py); the
-worker's process keeps the log, from which its routers are told (cache_service.py). It holds the
-latest changes only: who has missed older ones is told everything anew.
+worker's process keeps the log, from which its routers get their reports (cache_service.py). It holds the
+latest changes only: who has missed older ones gets a full report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from stream2llm.serving.sessions.block_hashes import from_wire, num_hashes, to_wire
 
-# Of EngineCore's part in vLLM's statistics of a step.
+# Key of EngineCore's part in vLLM's statistics of a step.
 CACHE_KEY = "stream2llm_cache"
 _MAX_LOGGED_HASHES = 65_536
 
@@ -118,7 +118,7 @@ class CacheLog:
         return tuple(self._changes)[len(self._changes) - num_missed :]
 
     def _log(self, change: CacheChange) -> None:
-        if change.is_cleared:  # who has missed it is told everything anew
+        if change.is_cleared:  # who has missed it gets a full report
             self._changes.clear()
             self._num_logged_hashes = 0
             return

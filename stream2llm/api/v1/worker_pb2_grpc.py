@@ -488,13 +488,12 @@ class CacheServiceServicer(object):
     """
 
     def WatchCache(self, request, context):
-        """WatchCache tells which KV blocks enter and leave the worker's prefix cache: first all
+        """WatchCache reports which KV blocks enter and leave the worker's prefix cache: first all
         that it holds, then each change. It lasts until the router ends it. A router that reads
-        too slowly is told everything anew. A message comes every few seconds, an empty one where
-        nothing has changed. Blocks are told by vLLM's hash of all tokens up to a block's end and
-        the cache salt, shortened to its last 64 bits, the highest first, here in eight bytes, the
-        lowest first. A worker that cannot tell its blocks holds none: prefix caching is off, or
-        hashes in another way than SHA-256.
+        too slowly gets a full report again. A message comes every few seconds, an empty one where
+        nothing has changed. A block is named by the last 64 bits of vLLM's hash of all tokens up
+        to its end and the cache salt; eight bytes each, the lowest first. A worker reports none
+        where prefix caching is off, or hashes in another way than with SHA-256.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
