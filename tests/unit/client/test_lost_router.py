@@ -63,7 +63,7 @@ async def holder_of(rings: list[Ring]) -> Ring:
 
 
 async def sequence_at(ring: Ring) -> list[int]:
-    """What its prefill worker has; the router says `Received` before it has sent anything there."""
+    """Returns the tokens at the prefill worker, which has them later than `Received` is sent."""
 
     async def sequence() -> list[int]:
         return list(ring.record.sequence)
