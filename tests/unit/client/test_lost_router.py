@@ -62,15 +62,6 @@ async def holder_of(rings: list[Ring]) -> Ring:
     return ring
 
 
-async def sequence_at(ring: Ring) -> list[int]:
-    """Returns the tokens at the prefill worker, which has them later than `Received` is sent."""
-
-    async def sequence() -> list[int]:
-        return list(ring.record.sequence)
-
-    return await eventually(sequence, bool)
-
-
 def hold(rings: list[Ring], num_tokens: int) -> None:
     """Lets the workers give so many tokens of an answer; 0: prefill gives none."""
     for ring in rings:
@@ -311,7 +302,8 @@ async def test_a_conversation_with_tools_is_the_same_at_another_router(
         await session.append("one")
         await until_received(session, 2)
         lost = await holder_of(rings)
-        begun = await sequence_at(lost)
+        await lost.told(1)
+        begun = list(lost.record.sequence)
         await lost.lose_router()
         assert (await session.answer()).finished.restarts == 1
     survivor = next(ring for ring in rings if ring is not lost)

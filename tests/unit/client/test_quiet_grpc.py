@@ -17,7 +17,7 @@ print(os.environ.get("GRPC_VERBOSITY"), "grpc" in sys.modules)
 
 
 def level_behind(package: str, **own: str) -> list[str]:
-    """The level of a process that imports the package, and whether gRPC came with it."""
+    """Returns the level in a process that imports the package, and whether gRPC came with it."""
     environment = {key: os.environ[key] for key in os.environ if not key.startswith("GRPC_")}
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(package=package)],
