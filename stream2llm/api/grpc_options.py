@@ -91,6 +91,9 @@ _RECONNECT = ("grpc.max_reconnect_backoff_ms", 5_000)
 # the last time; a session that waits for the others has less time, too.
 _RESOLVE = ("grpc.dns_min_time_between_resolutions_ms", 1_000)
 _NO_PROXY = ("grpc.enable_http_proxy", 0)
+# By default a process's channels to one address share its connection, and the back-off behind a
+# failed one: RPCs to a worker that is new at the port of a lost one would fail without being tried.
+_OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 _TARGETS_OF_SEVERAL = ("dns:", "ipv4:", "ipv6:")
 # gRPC's default takes the first address for all calls. In turn instead, and only routers whose
@@ -113,4 +116,5 @@ def _options(max_message_bytes: int, keepalive: Keepalive) -> Options:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.http2.max_pings_without_data", 0),
+        _OWN_CONNECTION,
     ]

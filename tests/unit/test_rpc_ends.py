@@ -179,3 +179,35 @@ def test_clients_and_routers_ask_less_often() -> None:
 def test_no_server_ends_a_connection_because_of_a_peers_pings() -> None:
     for options in (server_options(1), server_options(1, for_peers=True)):
         assert dict(options)["grpc.http2.max_ping_strikes"] == 0
+
+
+# -- a server at the address of one that has gone ------------------------------------------
+
+
+async def served(address: str) -> tuple[grpc.aio.Server, str]:
+    """Returns a server there that knows no method, and its address with the port it got."""
+    server = grpc.aio.server(options=server_options(1))
+    port = server.add_insecure_port(address)
+    await server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+async def code_of_a_call(channel: grpc.aio.Channel) -> grpc.StatusCode:
+    return await channel.unary_unary("/any/method")(b"").code()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [channel_options(1), client_channel_options("127.0.0.1:1", 1)],
+    ids=["peer", "client"],
+)
+async def test_a_new_channel_does_not_wait_for_what_an_older_one_has_lost(options: Options) -> None:
+    """By default it would fail at once, by the older one's back-off, beside a server that serves."""
+    lost, address = await served("127.0.0.1:0")
+    await lost.stop(None)
+    async with grpc.aio.insecure_channel(address, options=options) as older:
+        assert await code_of_a_call(older) is grpc.StatusCode.UNAVAILABLE
+        successor, _ = await served(address)
+        async with grpc.aio.insecure_channel(address, options=options) as newer:
+            assert await code_of_a_call(newer) is grpc.StatusCode.UNIMPLEMENTED
+        await successor.stop(None)

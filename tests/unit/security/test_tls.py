@@ -20,8 +20,6 @@ from stream2llm.security.tls_files import TlsFiles
 from tests.tls_files import Authority, certificate_of, client_context, der, replace
 
 SIZE = 1 << 20
-# Else channels with equal options would share a connection.
-OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -49,8 +47,7 @@ class Listener:
         pair = () if shown is None else (shown.key_pem, shown.certificate_pem)
         roots = (trusted or self.authority).signer.certificate_pem
         credentials = grpc.ssl_channel_credentials(roots, *pair)
-        options = [*channel_options(SIZE), OWN_CONNECTION]
-        return grpc.aio.secure_channel(self.address, credentials, options=options)
+        return grpc.aio.secure_channel(self.address, credentials, options=channel_options(SIZE))
 
     async def shown(self, folder: Path) -> bytes | None:
         context = client_context(self.authority, self.authority.sign(), folder)
